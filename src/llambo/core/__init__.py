@@ -1,0 +1,1 @@
+"""The shared vocabulary: types, errors, configuration, paths, log. Imports nothing else of Llambo."""
