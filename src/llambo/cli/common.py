@@ -1,0 +1,110 @@
+"""What every entry point does alike: options, errors to exit statuses, signals, and when to draw.
+
+Imports only what a `--help` needs; the rest is loaded by the commands that use it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llambo.core.errors import Cancelled, LlamboError
+from llambo.core.version import __version__
+
+INTERRUPTED = 130
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"llambo {__version__}\n")
+        raise typer.Exit
+
+
+def _set_no_color(wanted: bool) -> bool:
+    if wanted:
+        os.environ["NO_COLOR"] = "1"  # what rich and the nodes honour; one switch for all
+    return wanted
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+]
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Log to standard error; twice for more.")]
+NoColor = Annotated[
+    bool, typer.Option("--no-color", callback=_set_no_color, is_eager=True, help="Draw no colours (also NO_COLOR).")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Configuration file (also LLAMBO_CONFIG).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def run(name: str, app: typer.Typer) -> None:
+    """Runs `app` as the program `name` and exits: errors become one line on standard error and their exit status."""
+    try:
+        app(prog_name=name)
+    except LlamboError as error:
+        fail(name, error)
+    except KeyboardInterrupt:
+        finish(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        finish(1)
+
+
+def fail(name: str, error: LlamboError) -> None:
+    """Says what went wrong and exits with the error's status."""
+    if not isinstance(error, Cancelled):
+        sys.stderr.write(f"{name}: {error.message}\n")
+    finish(error.exit_status)
+
+
+def finish(status: int) -> None:
+    """Exits, with nothing left in the buffers."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    raise SystemExit(status)
+
+
+def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs `main` to its end; SIGINT, SIGTERM and SIGHUP cancel it, so that its clean-up runs.
+
+    Raises: `Cancelled` after SIGINT; exits with 128 + the signal's number after the others, as a shell reports them.
+    """
+    caught: list[int] = []
+
+    async def guarded() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            caught.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, stop, number)
+        await main()
+
+    try:
+        asyncio.run(guarded())
+    except asyncio.CancelledError:
+        if not caught:
+            raise
+        if caught[0] == signal.SIGINT:
+            raise Cancelled("interrupted") from None
+        finish(128 + caught[0])
+
+
+def draws(stream: Any) -> bool:
+    """Whether `stream` is a terminal on which progress may be drawn."""
+    return bool(stream.isatty()) and os.environ.get("TERM", "") != "dumb"

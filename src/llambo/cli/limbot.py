@@ -1,0 +1,171 @@
+"""`limbot`: asks a model from the terminal.
+
+Puts a door (the running bridge of this home, else a private cluster in this process tree) and a writer together.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llambo.cli import common
+from llambo.core.errors import BadRequest
+
+if TYPE_CHECKING:
+    from llambo.core.config import Settings
+    from llambo.core.types import GenerateRequest
+    from llambo.limbot.oneshot import Completion, Writer
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.command()
+def limbot(
+    prompt: Annotated[list[str] | None, typer.Argument(help="What to ask; - or a pipe reads standard input.")] = None,
+    model: Annotated[str, typer.Option("-m", "--model", metavar="REF", help="Model name, file or reference.")] = "",
+    system: Annotated[str, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")] = "",
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer, in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(metavar="T", help="0 always takes the likeliest token.")] = None,
+    top_p: Annotated[float | None, typer.Option(metavar="P", help="Share of likelihood to choose from.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Makes a sampled answer repeatable.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Show the text as it is: no Markdown.")] = False,
+    raw_prompt: Annotated[bool, typer.Option("--raw-prompt", help="Send the prompt without a chat template.")] = False,
+    as_json: common.Json = False,
+    config: common.ConfigFile = None,
+    verbose: common.Verbose = 0,
+    no_color: common.NoColor = False,
+    version: common.Version = False,
+) -> None:
+    """Asks a model and streams its answer.
+
+    Talks to the bridge that runs for this home; with none it starts a private node and takes it down again.
+    """
+    from llambo.core import config as configuration  # noqa: PLC0415 - not for --help
+    from llambo.core import log  # noqa: PLC0415
+    from llambo.core.types import GenerateRequest, Sampling  # noqa: PLC0415
+
+    log.to_stderr(verbose=verbose)
+    settings = configuration.load(config).settings
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    request = GenerateRequest.from_prompt(_read_prompt(prompt or []), raw=raw_prompt, system=system, sampling=sampling)
+    common.run_async(lambda: _ask(request, settings, model, raw=raw, as_json=as_json))
+
+
+def _read_prompt(words: list[str]) -> str:
+    """The prompt from the arguments, from standard input, or from both (the piped text first, as context).
+
+    Raises: `BadRequest` when there is neither.
+    """
+    prompt = " ".join(words)
+    if prompt == "-" or not words:
+        if not words and sys.stdin.isatty():
+            raise BadRequest('give a prompt, such as: limbot "What is a node?"; or pipe one in')
+        prompt = _read_stdin()
+    elif _is_piped():
+        prompt = "\n\n".join(part for part in (_read_stdin(), prompt) if part)
+    if not prompt.strip():
+        raise BadRequest("the prompt is empty")
+    return prompt
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a pipe, socket or file, and not a terminal or /dev/null."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):  # closed, or replaced by something without a descriptor
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISREG(mode)
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise BadRequest("standard input is closed; give the prompt as an argument")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").strip("\n")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"standard input is not UTF-8 text (byte {error.start}); prompts are text") from None
+
+
+async def _ask(request: GenerateRequest, settings: Settings, model: str, *, raw: bool, as_json: bool) -> None:
+    from dataclasses import replace  # noqa: PLC0415
+
+    from llambo.cli.doors import open_door  # noqa: PLC0415
+    from llambo.limbot import oneshot  # noqa: PLC0415
+
+    writer = _writer(raw=raw, as_json=as_json)
+    async with _waiting() as waiting, open_door(settings, model) as (door, name):
+        completion = await oneshot.ask(door.generate, replace(request, model=name), _AfterWaiting(writer, waiting))
+    if as_json:
+        _print_document(completion)
+
+
+def _writer(*, raw: bool, as_json: bool) -> Writer:
+    from llambo.limbot import render  # noqa: PLC0415
+
+    if as_json:
+        return render.Silent()
+    if raw or not common.draws(sys.stdout):
+        return render.Plain(sys.stdout, to_terminal=sys.stdout.isatty())
+    from rich.console import Console  # noqa: PLC0415
+
+    return render.MarkdownStream(Console())
+
+
+def _print_document(completion: Completion) -> None:
+    import msgspec  # noqa: PLC0415
+
+    sys.stdout.write(msgspec.json.encode(completion.document()).decode() + "\n")
+
+
+class _Waiting:
+    """A spinner on standard error until the first token, on terminals alone."""
+
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415
+
+        self._status = Console(stderr=True).status("thinking …") if common.draws(sys.stderr) else None
+        if self._status is not None:
+            self._status.start()
+
+    def end(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+@asynccontextmanager
+async def _waiting() -> AsyncIterator[_Waiting]:
+    waiting = _Waiting()
+    try:
+        yield waiting
+    finally:
+        waiting.end()
+
+
+class _AfterWaiting:
+    """A writer that ends the spinner before it shows anything."""
+
+    def __init__(self, writer: Writer, waiting: _Waiting) -> None:
+        self._writer = writer
+        self._waiting = waiting
+
+    def feed(self, text: str) -> None:
+        self._waiting.end()
+        self._writer.feed(text)
+
+    def close(self) -> None:
+        self._waiting.end()
+        self._writer.close()
+
+
+def main() -> None:
+    """The entry point."""
+    common.run("limbot", app)
+
+

@@ -1,0 +1,198 @@
+"""The client of one node's native HTTP server: turns llama.cpp's replies into our events and errors.
+
+Knows llama-server's endpoints (tools/server/README.md in llama.cpp) and nothing of models, queues or other nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import aiohttp
+import msgspec
+
+from llambo.core.errors import BadRequest, LlamboError, NodeLost, PromptTooLong
+from llambo.core.types import Message, Sampling, TokenEvent
+
+_BASE = "http://node"  # the host of a URL means nothing on a Unix socket
+_JSON = {"Content-Type": "application/json"}
+_encode = msgspec.json.Encoder().encode
+
+
+class _Probability(msgspec.Struct):
+    logprob: float
+
+
+class _Timings(msgspec.Struct):
+    cache_n: int = 0
+    prompt_n: int = 0
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    type: str = ""
+    n_prompt_tokens: int = 0
+    n_ctx: int = 0
+
+
+class _Chunk(msgspec.Struct):
+    """One event of /completion, as far as it is read here."""
+
+    content: str = ""
+    tokens: list[int] = []  # noqa: RUF012 - msgspec copies an empty list
+    stop: bool = False
+    stop_type: str = ""
+    tokens_predicted: int = 0
+    tokens_evaluated: int = 0
+    completion_probabilities: list[_Probability] = []  # noqa: RUF012
+    timings: _Timings | None = None
+    error: _Error | None = None
+
+
+class _Reply(msgspec.Struct):
+    """The replies of the small endpoints, each with the fields it has."""
+
+    prompt: str = ""
+    tokens: list[int] = []  # noqa: RUF012
+    data: list[dict[str, Any]] = []  # noqa: RUF012
+    error: _Error | None = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_reply = msgspec.json.Decoder(_Reply).decode
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """The last event of a node's answer."""
+
+    finish_reason: Literal["stop", "length"]
+    tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+
+
+class Upstream:
+    """One node's HTTP server on the Unix socket `socket_path`; `node` is its name for error messages."""
+
+    def __init__(self, node: str, socket_path: str) -> None:
+        self._node = node
+        # The server closes a connection after each stream; a connection kept alive would now and then be a dead one.
+        connector = aiohttp.UnixConnector(socket_path, limit=0, force_close=True)
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
+        )
+
+    async def close(self) -> None:
+        """Closes every connection; streams in flight end with `NodeLost`."""
+        await self._session.close()
+
+    async def apply_template(self, messages: tuple[Message, ...]) -> str:
+        """The prompt text that the model's chat template makes of `messages`, up to where the assistant speaks."""
+        body = {"messages": [{"role": m.role, "content": m.content} for m in messages]}
+        return (await self._post("/apply-template", body)).prompt
+
+    async def tokenize(self, text: str) -> list[int]:
+        """The token ids of `text`: special tokens are parsed, none is added."""
+        return (await self._post("/tokenize", {"content": text, "parse_special": True})).tokens
+
+    async def embed(self, text: str) -> list[float]:
+        """The normalised embedding of `text`; the node must have been started for embeddings."""
+        reply = await self._post("/v1/embeddings", {"input": text})
+        return [float(x) for x in reply.data[0]["embedding"]]
+
+    async def stream(
+        self, prompt: str, sampling: Sampling, *, logprobs: bool = False
+    ) -> AsyncGenerator[TokenEvent | StreamEnd, None]:
+        """Token events as the node makes them, then one `StreamEnd`.
+
+        Closing the generator closes the connection, on which llama.cpp stops decoding and frees the slot.
+
+        Raises: `PromptTooLong`, `BadRequest`, `NodeLost`.
+        """
+        body = _completion_body(prompt, sampling, logprobs=logprobs)
+        with self._lost_connections():
+            async with self._session.post(f"{_BASE}/completion", data=_encode(body), headers=_JSON) as reply:
+                if reply.status != 200:
+                    raise _error_of(_decode_reply(await reply.read()).error)
+                async for payload in _payloads(reply.content):
+                    chunk = _decode_chunk(payload)
+                    if chunk.error is not None:
+                        raise _error_of(chunk.error)
+                    if chunk.content or chunk.tokens:
+                        yield _token_event(chunk)
+                    if chunk.stop:
+                        yield _stream_end(chunk)
+                        return
+        raise NodeLost(f"node {self._node} ended its answer early")
+
+    async def _post(self, path: str, body: dict[str, Any]) -> _Reply:
+        with self._lost_connections():
+            async with self._session.post(f"{_BASE}{path}", data=_encode(body), headers=_JSON) as response:
+                reply = _decode_reply(await response.read())
+        if reply.error is not None:
+            raise _error_of(reply.error)
+        return reply
+
+    @contextlib.contextmanager
+    def _lost_connections(self) -> Iterator[None]:
+        try:
+            yield
+        except (aiohttp.ClientError, ConnectionError, msgspec.DecodeError) as error:
+            raise NodeLost(f"node {self._node} does not answer: {error or type(error).__name__}") from None
+        except RuntimeError:
+            if not self._session.closed:
+                raise
+            raise NodeLost(f"node {self._node} was stopped") from None
+
+
+def _completion_body(prompt: str, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
+    """The body for llama-server's /completion; what is None is left to the engine's defaults."""
+    body: dict[str, Any] = {"prompt": prompt, "stream": True, "return_tokens": True, "cache_prompt": True}
+    if sampling.max_tokens is not None:
+        body["n_predict"] = sampling.max_tokens
+    for name in ("temperature", "top_p", "seed"):
+        value = getattr(sampling, name)
+        if value is not None:
+            body[name] = value
+    if logprobs:
+        body["n_probs"] = 1
+    return body
+
+
+async def _payloads(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The JSON text of each server-sent event; comments (pings) are passed over."""
+    pending = b""
+    async for piece in content.iter_any():
+        *events, pending = (pending + piece).split(b"\n\n")
+        for event in events:
+            if event.startswith(b"data: "):
+                yield event[6:]
+
+
+def _token_event(chunk: _Chunk) -> TokenEvent:
+    probabilities = chunk.completion_probabilities
+    return TokenEvent(chunk.content, tuple(chunk.tokens), probabilities[0].logprob if probabilities else None)
+
+
+def _stream_end(chunk: _Chunk) -> StreamEnd:
+    cached = chunk.timings.cache_n if chunk.timings else 0
+    reason: Literal["stop", "length"] = "length" if chunk.stop_type == "limit" else "stop"
+    return StreamEnd(reason, chunk.tokens_predicted, chunk.tokens_evaluated, cached)
+
+
+def _error_of(error: _Error | None) -> LlamboError:
+    match error:
+        case _Error(type="exceed_context_size_error"):
+            return PromptTooLong(
+                f"the prompt has {error.n_prompt_tokens} tokens and the context holds {error.n_ctx}; "
+                f"shorten the prompt or load the model with a larger ctx"
+            )
+        case _Error(type="invalid_request_error"):
+            return BadRequest(error.message)
+        case _Error():
+            return LlamboError(f"the engine failed: {error.message}")
+        case None:
+            return LlamboError("the engine failed without saying why")

@@ -1,0 +1,68 @@
+"""llama.cpp in this process: opens its native HTTP server through xllamacpp.
+
+The only module that knows xllamacpp's parameters. It is called in a node process alone: construction holds the
+interpreter lock for as long as the model loads, and a crash in llama.cpp ends the process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PROMPT_CACHE_MIB = 256
+"""Host memory in which one engine may keep the states of idle conversations; llama.cpp's own default is 8 GiB."""
+
+LOG_WARNINGS = 2
+"""llama.cpp's verbosity for warnings and errors: a line per request would grow a node's log without bound."""
+
+# Every stream in flight holds one thread of llama.cpp's HTTP server; the others answer health checks and templates.
+SPARE_HTTP_THREADS = 4
+
+
+class EngineRefused(Exception):
+    """llama.cpp would not start with this model; its log has the reason."""
+
+
+def load_library() -> None:
+    """Imports xllamacpp (about 60 ms and 100 MB of shared mappings).
+
+    Raises: `ImportError`, with the loader's word on what is missing.
+    """
+    import xllamacpp  # noqa: F401, PLC0415
+
+
+def open_server(
+    *, model_path: str, socket_path: str, ctx: int, slots: int, threads: int, gpu_layers: int, embedding: bool
+) -> Any:
+    """Loads the model and serves it on a Unix socket; returns the server, which lives as long as it is referenced.
+
+    `ctx` is tokens per slot. With `embedding` the engine pools (mean, unless the model says otherwise) and gives
+    embeddings.
+
+    Raises: `EngineRefused`.
+    """
+    import xllamacpp  # noqa: PLC0415 - the zygote has imported it before the fork
+
+    params = xllamacpp.CommonParams()
+    params.model.path = model_path
+    params.hostnames = [socket_path]
+    params.n_ctx = ctx * slots
+    params.n_parallel = slots
+    params.n_gpu_layers = gpu_layers
+    params.n_threads_http = slots + SPARE_HTTP_THREADS
+    params.cache_ram_mib = PROMPT_CACHE_MIB
+    params.verbosity = LOG_WARNINGS
+    # The caller has sized the context and checked the memory; a second opinion would load the model twice.
+    params.fit_params = False
+    params.warmup = False
+    params.ui = False
+    if threads:
+        params.cpuparams.n_threads = threads
+        params.cpuparams_batch.n_threads = threads
+    if embedding:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        params.n_ubatch = params.n_batch = max(512, min(ctx, 2048))
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise EngineRefused(str(error)) from None

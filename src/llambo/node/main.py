@@ -1,0 +1,69 @@
+"""What a node does: opens its engine, says so, and lives until it is told to end or its parent is gone.
+
+Runs in a freshly forked child of the zygote. It handles no signals: SIGTERM ends it at once, since whoever sends one
+has drained it before, and the launcher owns (and removes) its directory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from llambo.engine import llama
+from llambo.node.spec import LINE_MAX, NodeSpec
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def say(events_fd: int, **fields: object) -> None:
+    """Writes one event line in one atomic write; an over-long message is cut."""
+    line = json.dumps(fields).encode() + b"\n"
+    if len(line) > LINE_MAX:
+        fields["message"] = str(fields.get("message", ""))[: LINE_MAX // 8]
+        line = json.dumps(fields).encode() + b"\n"
+    os.write(events_fd, line)
+
+
+def run(spec: NodeSpec, *, events_fd: int, lifeline_fd: int, parent_pid: int) -> NoReturn:
+    """Becomes the node; never returns. `lifeline_fd` reads end-of-file when the zygote is gone."""
+    _die_with(parent_pid)
+    os.setpgid(0, 0)  # a terminal's Ctrl-C is for whoever started us, not for us
+    os.chdir(spec.directory)
+    _redirect_output(spec.log_path)
+    try:
+        # Referenced until the process ends: dropping it would stop the engine.
+        server = llama.open_server(
+            model_path=spec.model_path,
+            socket_path=spec.socket_path,
+            ctx=spec.ctx,
+            slots=spec.slots,
+            threads=spec.threads,
+            gpu_layers=spec.gpu_layers,
+            embedding=spec.embedding,
+        )
+    except llama.EngineRefused as error:
+        say(events_fd, event="failed", name=spec.name, message=str(error))
+        os._exit(1)
+    say(events_fd, event="ready", name=spec.name, pid=os.getpid(), address=str(server.listening_address))
+    os.close(events_fd)
+    os.read(lifeline_fd, 1)
+    os._exit(0)
+
+
+def _die_with(parent_pid: int) -> None:
+    """Asks the kernel (Linux) to kill this process when its parent ends; elsewhere the lifeline alone tells."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:  # it ended before the request was in force
+            os._exit(1)
+
+
+def _redirect_output(log_path: str) -> None:
+    log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)

@@ -1,0 +1,43 @@
+"""What a node is told at its birth, and what it and its zygote say: the lines of their private protocol.
+
+Launcher to zygote, one JSON object a line on standard input: `{"spawn": NodeSpec}` or `{"signal": N, "name": NAME}`.
+Zygote and nodes to launcher, on standard output (each line under PIPE_BUF, so that writers never mix):
+
+    {"event": "up", "pid"}                          the zygote has imported the engine
+    {"event": "broken", "message"}                  it cannot, and ends
+    {"event": "started", "name", "pid"}             a node was forked
+    {"event": "ready", "name", "pid", "address"}    its engine answers at `address`
+    {"event": "failed", "name", "message"}          its engine refused; it ends
+    {"event": "exited", "name", "pid", "status"}    it is gone; status as `subprocess` has it: -9 is SIGKILL
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SOCKET_NAME = "node.sock"
+LINE_MAX = 4096
+"""PIPE_BUF on Linux: a write up to this length is atomic."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """One node to start. `ctx` is tokens per slot; `threads` 0 leaves the number to the engine.
+
+    `directory` is private to the node: its working directory and the home of its socket.
+    """
+
+    name: str
+    directory: str
+    log_path: str
+    model_path: str
+    ctx: int
+    slots: int
+    threads: int = 0
+    gpu_layers: int = -1
+    embedding: bool = False
+
+    @property
+    def socket_path(self) -> str:
+        """Where the engine's HTTP server will listen."""
+        return f"{self.directory}/{SOCKET_NAME}"
