@@ -141,7 +141,7 @@ class _Writer:
         self.put("output.weight", self.output(embedding), outer)
 
     def output(self, embedding: Matrix) -> Matrix:
-        """The last matrix. Rows of specials and bytes are zero: such a token is never the likeliest, text never ends."""
+        """The last matrix. Rows of specials and bytes are zero: they are never the likeliest, text never ends."""
         s = self.shape
         first_word = len(SPECIALS) + 256
         gain = 4.0

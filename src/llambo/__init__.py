@@ -13,7 +13,7 @@ from llambo.core.version import __version__
 if TYPE_CHECKING:
     from llambo.bridge.async_client import AsyncBridge
     from llambo.bridge.client import Bridge
-    from llambo.bridge.client_connection import Token
+    from llambo.bridge.client_calls import Token
     from llambo.bridge.pool import BridgePool
     from llambo.core import errors
 
@@ -23,7 +23,7 @@ _HOMES = {
     "AsyncBridge": "llambo.bridge.async_client",
     "Bridge": "llambo.bridge.client",
     "BridgePool": "llambo.bridge.pool",
-    "Token": "llambo.bridge.client_connection",
+    "Token": "llambo.bridge.client_calls",
 }
 
 

@@ -108,3 +108,10 @@ def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def draws(stream: Any) -> bool:
     """Whether `stream` is a terminal on which progress may be drawn."""
     return bool(stream.isatty()) and os.environ.get("TERM", "") != "dumb"
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON document on standard output."""
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")

@@ -18,9 +18,9 @@ from llambo.cli import common
 from llambo.core.errors import BadRequest
 
 if TYPE_CHECKING:
-    from llambo.core.config import Settings
+    from llambo.core.config import Config
     from llambo.core.types import GenerateRequest
-    from llambo.limbot.oneshot import Completion, Writer
+    from llambo.limbot.oneshot import Writer
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -46,15 +46,15 @@ def limbot(
 
     Talks to the bridge that runs for this home; with none it starts a private node and takes it down again.
     """
-    from llambo.core import config as configuration  # noqa: PLC0415 - not for --help
-    from llambo.core import log  # noqa: PLC0415
-    from llambo.core.types import GenerateRequest, Sampling  # noqa: PLC0415
+    from llambo.core import config as configuration
+    from llambo.core import log
+    from llambo.core.types import GenerateRequest, Sampling
 
     log.to_stderr(verbose=verbose)
-    settings = configuration.load(config).settings
+    effective = configuration.load(config)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     request = GenerateRequest.from_prompt(_read_prompt(prompt or []), raw=raw_prompt, system=system, sampling=sampling)
-    common.run_async(lambda: _ask(request, settings, model, raw=raw, as_json=as_json))
+    common.run_async(lambda: _ask(request, effective, model, raw=raw, as_json=as_json))
 
 
 def _read_prompt(words: list[str]) -> str:
@@ -92,42 +92,36 @@ def _read_stdin() -> str:
         raise BadRequest(f"standard input is not UTF-8 text (byte {error.start}); prompts are text") from None
 
 
-async def _ask(request: GenerateRequest, settings: Settings, model: str, *, raw: bool, as_json: bool) -> None:
-    from dataclasses import replace  # noqa: PLC0415
+async def _ask(request: GenerateRequest, config: Config, model: str, *, raw: bool, as_json: bool) -> None:
+    from dataclasses import replace
 
-    from llambo.cli.doors import open_door  # noqa: PLC0415
-    from llambo.limbot import oneshot  # noqa: PLC0415
+    from llambo.cli.doors import open_door
+    from llambo.limbot import oneshot
 
     writer = _writer(raw=raw, as_json=as_json)
-    async with _waiting() as waiting, open_door(settings, model) as (door, name):
+    async with _waiting() as waiting, open_door(config, model) as (door, name):
         completion = await oneshot.ask(door.generate, replace(request, model=name), _AfterWaiting(writer, waiting))
     if as_json:
-        _print_document(completion)
+        common.print_json(completion.document())
 
 
 def _writer(*, raw: bool, as_json: bool) -> Writer:
-    from llambo.limbot import render  # noqa: PLC0415
+    from llambo.limbot import render
 
     if as_json:
         return render.Silent()
     if raw or not common.draws(sys.stdout):
         return render.Plain(sys.stdout, to_terminal=sys.stdout.isatty())
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     return render.MarkdownStream(Console())
-
-
-def _print_document(completion: Completion) -> None:
-    import msgspec  # noqa: PLC0415
-
-    sys.stdout.write(msgspec.json.encode(completion.document()).decode() + "\n")
 
 
 class _Waiting:
     """A spinner on standard error until the first token, on terminals alone."""
 
     def __init__(self) -> None:
-        from rich.console import Console  # noqa: PLC0415
+        from rich.console import Console
 
         self._status = Console(stderr=True).status("thinking …") if common.draws(sys.stderr) else None
         if self._status is not None:
@@ -167,5 +161,3 @@ class _AfterWaiting:
 def main() -> None:
     """The entry point."""
     common.run("limbot", app)
-
-

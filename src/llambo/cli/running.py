@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -25,18 +27,20 @@ class Running(msgspec.Struct, frozen=True):
     born: float
     socket: str
     log: str
-    tcp: str = ""
 
 
-def _path() -> Path:
-    return paths.runtime_dir() / FILE_NAME
+@contextmanager
+def announced(socket: str, *, log: Path) -> Iterator[None]:
+    """Writes this process down as the bridge of this home for the block.
 
+    One that lives and is written down already stays: a second bridge on another socket is fine, the first is found.
 
-def announce(socket: str, *, log: Path, tcp: str) -> Running:
-    """Writes this process down as the bridge of this home; a bridge that lives and is written down already stays."""
-    me = Running(os.getpid(), psutil.Process().create_time(), socket, str(log), tcp)
+    Raises: `BadConfig` when the file cannot be written.
+    """
     if find() is not None:
-        return me  # a second bridge on another socket is fine; the first stays the one that is found
+        yield
+        return
+    me = Running(os.getpid(), psutil.Process().create_time(), socket, str(log))
     path = paths.make_private_dir(paths.runtime_dir()) / FILE_NAME
     try:
         part = path.with_suffix(f".{me.pid}")
@@ -44,20 +48,18 @@ def announce(socket: str, *, log: Path, tcp: str) -> Running:
         part.replace(path)
     except OSError as error:
         raise BadConfig(f"cannot write {path}: {error.strerror}") from None
-    return me
-
-
-def withdraw(me: Running) -> None:
-    """Takes the claim back, if it is still ours."""
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        if msgspec.json.decode(_path().read_bytes(), type=Running) == me:
-            _path().unlink()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            if msgspec.json.decode(path.read_bytes(), type=Running) == me:
+                path.unlink()
 
 
 def find() -> Running | None:
     """The bridge of this home that lives, or None."""
     try:
-        claim = msgspec.json.decode(_path().read_bytes(), type=Running)
+        claim = msgspec.json.decode((paths.runtime_dir() / FILE_NAME).read_bytes(), type=Running)
         alive = abs(psutil.Process(claim.pid).create_time() - claim.born) < 1.0
     except (OSError, msgspec.DecodeError, psutil.Error):
         return None

@@ -86,7 +86,7 @@ class Cluster:
         else:
             task = asyncio.create_task(self._load(ref, name, options), name=f"load {name}")
             self._loading[name] = (wanted, task)
-            task.add_done_callback(lambda _: self._loading.pop(name, None))
+            task.add_done_callback(lambda ended: self._load_ended(name, ended))
         # Shielded: the load belongs to all who wait for it; `free` and `close` can end it.
         try:
             return await asyncio.shield(task)
@@ -146,7 +146,7 @@ class Cluster:
         if present := self._models.get(name):
             if (present.file.path, present.options) == (file.path, options):
                 return self._info(present)
-            raise NameInUse(f"{name!r} is {present.file.path} already; FREE {name} first, or choose a name with as=NAME")
+            raise NameInUse(f"{name!r} is {present.file.path} already; FREE {name} first, or load it as=NAME")
         await asyncio.to_thread(memory.check_fits, file, ctx=options.ctx, slots=options.slots)
         self._watch()
         model = LoadedModel(
@@ -161,6 +161,12 @@ class Cluster:
         self._models[name] = model
         log.info("loaded model %s from %s", name, file.path)
         return self._info(model)
+
+    def _load_ended(self, name: str, task: asyncio.Task[ModelInfo]) -> None:
+        del self._loading[name]
+        # Asked for here too: all who waited may have gone away meanwhile.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("model %s was not loaded: %s", name, error)
 
     def _complete(self, options: LoadOptions, file: gguf.ModelFile) -> LoadOptions:
         """The options with the configuration in place of what was left open."""

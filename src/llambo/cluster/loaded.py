@@ -231,5 +231,3 @@ def node_names() -> Callable[[], str]:
     """Gives "n1", "n2", … ; a name is never used twice."""
     numbers = itertools.count(1)
     return lambda: f"n{next(numbers)}"
-
-

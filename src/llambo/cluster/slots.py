@@ -40,7 +40,7 @@ class Slots:
 
     async def _enter(self) -> None:
         if self._free.locked() and self.waiting >= self._queue_limit:
-            raise Overloaded(f"{self.waiting} requests wait already, and the queue holds {self._queue_limit}; try again later")
+            raise Overloaded(f"{self.waiting} requests wait already, and the queue holds no more")
         self.waiting += 1
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -41,12 +41,12 @@ class _Chunk(msgspec.Struct):
     """One event of /completion, as far as it is read here."""
 
     content: str = ""
-    tokens: list[int] = []  # noqa: RUF012 - msgspec copies an empty list
+    tokens: list[int] = []
     stop: bool = False
     stop_type: str = ""
     tokens_predicted: int = 0
     tokens_evaluated: int = 0
-    completion_probabilities: list[_Probability] = []  # noqa: RUF012
+    completion_probabilities: list[_Probability] = []
     timings: _Timings | None = None
     error: _Error | None = None
 
@@ -55,8 +55,8 @@ class _Reply(msgspec.Struct):
     """The replies of the small endpoints, each with the fields it has."""
 
     prompt: str = ""
-    tokens: list[int] = []  # noqa: RUF012
-    data: list[dict[str, Any]] = []  # noqa: RUF012
+    tokens: list[int] = []
+    data: list[dict[str, Any]] = []
     error: _Error | None = None
 
 
@@ -141,7 +141,7 @@ class Upstream:
         try:
             yield
         except (aiohttp.ClientError, ConnectionError, msgspec.DecodeError) as error:
-            raise NodeLost(f"node {self._node} does not answer: {error or type(error).__name__}") from None
+            raise NodeLost(f"node {self._node} does not answer: {str(error) or type(error).__name__}") from None
         except RuntimeError:
             if not self._session.closed:
                 raise

@@ -1,4 +1,4 @@
-"""The effective configuration: one YAML file, the environment, the command line, defaults, and where each value is from.
+"""The effective configuration: file, environment, command line and defaults, and where each value is from.
 
 Owns the schema. A flag beats the environment (`LLAMBO_<SECTION>_<KEY>`), which beats the file, which beats the
 default. Whatever is wrong is a `BadConfig` that names the place (file and line, or variable), the key and what was
@@ -48,7 +48,7 @@ class Models(_Section):
 
     default: str = Field("built-in", min_length=1, description="model reference that answers when none is named")
     offline: bool = Field(False, description="never use the network to fetch a model")
-    ctx: int = Field(4096, ge=16, le=2**24, description="context in tokens per slot, at most what the model was trained for")
+    ctx: int = Field(4096, ge=16, le=2**24, description="tokens per slot, at most what the model was trained for")
     slots: int = Field(4, ge=1, le=256, description="parallel answers per node")
     threads: int = Field(0, ge=0, le=1024, description="engine threads per node; 0: the processor's cores")
     gpu_layers: int = Field(-1, ge=-1, le=10_000, description="layers on a GPU; -1: as many as fit")
@@ -136,7 +136,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, _Value]:
                 continue
             name = variable.removeprefix(f"LLAMBO_{section.upper()}_").lower()
             if name not in schema[section]:
-                raise BadConfig(f"environment variable {variable}: unknown key; {section} has {', '.join(schema[section])}")
+                raise BadConfig(f"environment variable {variable}: unknown; {section} has {', '.join(schema[section])}")
         found[f"{section}.{name}"] = _Value(raw, f"environment variable {variable}")
     return found
 
@@ -156,7 +156,9 @@ def _read_file(file: Path | None) -> dict[str, _Value]:
 
 
 def _parse_file(path: Path, text: str) -> dict[str, _Value]:
-    from ruamel.yaml import YAML, YAMLError  # noqa: PLC0415 - only where there is a file
+    from ruamel.yaml import YAML  # noqa: PLC0415 - only where there is a file
+    from ruamel.yaml.comments import CommentedMap  # noqa: PLC0415
+    from ruamel.yaml.error import YAMLError  # noqa: PLC0415
 
     try:
         document: Any = YAML(typ="rt").load(text)
@@ -166,22 +168,22 @@ def _parse_file(path: Path, text: str) -> dict[str, _Value]:
         raise BadConfig(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
     if document is None:
         return {}
-    if not isinstance(document, dict):
-        raise BadConfig(f"{path}:1: expected sections such as models: and bridge:, found {type(document).__name__}")
+    if not isinstance(document, CommentedMap):
+        raise BadConfig(f"{path}:1: expected sections such as models: and bridge:, found {document!r:.40}")
     schema = _schema()
     found: dict[str, _Value] = {}
     for section, body in document.items():
-        line = document.lc.key(section)[0] + 1  # type: ignore[attr-defined]  # ruamel's maps know their lines
+        line = document.lc.key(section)[0] + 1
         if section not in schema:
             raise BadConfig(f"{path}:{line}: unknown section {section!r}; there are {', '.join(schema)}")
         if body is None:
             continue
-        if not isinstance(body, dict):
+        if not isinstance(body, CommentedMap):
             raise BadConfig(f"{path}:{line}: {section} must hold keys ({', '.join(schema[section])}), not {body!r}")
         for name, raw in body.items():
-            line = body.lc.key(name)[0] + 1  # type: ignore[attr-defined]
+            line = body.lc.key(name)[0] + 1
             if name not in schema[section]:
-                raise BadConfig(f"{path}:{line}: unknown key {section}.{name}; {section} has {', '.join(schema[section])}")
+                raise BadConfig(f"{path}:{line}: unknown key {section}.{name}; there are {', '.join(schema[section])}")
             found[f"{section}.{name}"] = _Value(raw, f"{path}:{line}")
     return found
 

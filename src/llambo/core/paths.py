@@ -56,7 +56,7 @@ def make_private_dir(path: Path) -> Path:
         raise BadConfig(f"cannot create {path}: {error.strerror}; set LLAMBO_HOME to a place you can write") from None
     facts = path.stat()
     if facts.st_uid != os.geteuid():
-        raise Refused(f"{path} belongs to another user (uid {facts.st_uid}); set LLAMBO_RUNTIME_DIR to a directory of yours")
+        raise Refused(f"{path} belongs to another user; set LLAMBO_RUNTIME_DIR to a directory of yours")
     if stat.S_IMODE(facts.st_mode) & 0o077:
         path.chmod(0o700)
     return path

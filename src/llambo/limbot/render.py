@@ -16,6 +16,7 @@ from rich.segment import Segment
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
+_BLANK = re.compile(r"\n\n")
 
 
 def harmless(text: str) -> str:
@@ -69,14 +70,14 @@ class MarkdownStream:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._open = ""  # the block that still grows
+        self._printed = False
         self._live: Live | None = None
 
     def feed(self, text: str) -> None:
         """Adds a piece; the terminal is redrawn at most 15 times a second."""
-        self._open += harmless(text)
-        finished, self._open = split_finished(self._open)
-        if finished:
-            self._print(finished)
+        *finished, self._open = split_blocks(self._open + harmless(text))
+        for block in finished:
+            self._print(block)
         if self._live is None and self._open.strip():
             self._live = Live(
                 get_renderable=lambda: _Tail(self._open),
@@ -96,17 +97,21 @@ class MarkdownStream:
             self._live.stop()
             self._live = None
         if block.strip():
-            self._console.print(Markdown(block))
-            if self._open.strip():
+            if self._printed:
                 self._console.print()
+            self._console.print(Markdown(block))
+            self._printed = True
 
 
-def split_finished(text: str) -> tuple[str, str]:
-    """Parts Markdown after its last blank line that is outside a code fence: what cannot change, and the rest."""
-    cut = text.rfind("\n\n")
-    while cut != -1 and len(_FENCE.findall(text[:cut])) % 2:
-        cut = text.rfind("\n\n", 0, cut)
-    return (text[: cut + 2], text[cut + 2 :]) if cut != -1 else ("", text)
+def split_blocks(text: str) -> list[str]:
+    """Parts Markdown after every blank line that is outside a code fence; the last part may still grow."""
+    blocks: list[str] = []
+    start = 0
+    for match in _BLANK.finditer(text):
+        if len(_FENCE.findall(text[start : match.end()])) % 2 == 0:
+            blocks.append(text[start : match.end()])
+            start = match.end()
+    return [*blocks, text[start:]]
 
 
 class _Tail:
