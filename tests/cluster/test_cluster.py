@@ -118,7 +118,7 @@ async def test_a_name_belongs_to_one_model(cluster: Cluster, walk_model: Path, t
     )
     assert isinstance(results[0], ModelInfo)
     assert isinstance(results[1], NameInUse)
-    with pytest.raises(NameInUse, match="'m' is .*walk.gguf already"):
+    with pytest.raises(NameInUse, match=r"'m' is .*walk\.gguf already"):
         await cluster.load(str(tiny_model), name="m", options=SMALL)
     with pytest.raises(NameInUse):
         await cluster.load(str(walk_model), name="m", options=replace(SMALL, slots=1))

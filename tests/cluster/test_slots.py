@@ -45,7 +45,7 @@ async def test_a_full_queue_answers_at_once() -> None:
 async def test_a_request_does_not_wait_longer_than_its_timeout() -> None:
     slots = Slots(1, queue_limit=5, timeout_s=0.01)
     async with slots.hold():
-        with pytest.raises(TimedOut, match="no slot came free within 0.01 s"):
+        with pytest.raises(TimedOut, match=r"no slot came free within 0\.01 s"):
             await _use(slots)
     await _use(slots)  # the slot was not lost
 

@@ -32,7 +32,7 @@ def bridge(
     socket_path: Annotated[
         str | None, typer.Option(metavar="PATH", help="Unix socket to listen on (also LLAMBO_BRIDGE_SOCKET).")
     ] = None,
-    model: Annotated[str, typer.Option(metavar="REF", help="Model to load at the start; it becomes the default.")] = "",
+    model: Annotated[str, typer.Option(metavar="REF", help="Model to load first; it is the default.")] = "",
     listen: Annotated[
         str | None, typer.Option(metavar="tcp!HOST!PORT", help="Listen on TCP too; needs tokens.")
     ] = None,
@@ -59,7 +59,9 @@ def bridge(
         settings = configuration.load(config, flags).settings
         log_path = log_file or paths.home() / "logs" / LOG_NAME
         log.to_file(log_path, verbose=verbose)
-        uvloop.run(_serve(settings, model, log_path, report, private=private))
+        # An absolute path: it is written down for programs that run elsewhere.
+        socket = Path(settings.bridge.socket_path).expanduser().absolute()
+        uvloop.run(_serve(settings, socket, model, log_path, report, private=private))
     except LlamboError as error:
         report.failed(error)
         raise
@@ -70,6 +72,8 @@ class _Report:
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
+        if fd is not None:
+            os.set_inheritable(fd, False)  # our own children would keep the reader waiting
 
     def ready(self, addresses: tuple[str, ...], log_path: Path, model: str) -> None:
         """Says where the bridge listens."""
@@ -90,12 +94,14 @@ class _Report:
 
         assert self._fd is not None
         with contextlib.suppress(OSError):  # nobody waits for the report any more
-            os.write(self._fd, msgspec.json.encode(fields))
+            os.write(self._fd, msgspec.json.encode(fields) + b"\n")
             os.close(self._fd)
         self._fd = None
 
 
-async def _serve(settings: Settings, model: str, log_path: Path, report: _Report, *, private: bool) -> None:
+async def _serve(
+    settings: Settings, socket_path: Path, model: str, log_path: Path, report: _Report, *, private: bool
+) -> None:
     from llambo.bridge.server import BridgeServer
     from llambo.bridge.settings import BridgeSettings
     from llambo.cli import running
@@ -108,8 +114,6 @@ async def _serve(settings: Settings, model: str, log_path: Path, report: _Report
         write_timeout_s=settings.bridge.write_timeout,
         drain_timeout_s=settings.bridge.drain_timeout,
     )
-    # An absolute path: it is written down for programs that run elsewhere.
-    socket_path = Path(settings.bridge.socket_path).expanduser().absolute()
     async with Cluster(settings, log_dir=log_path.parent / "nodes") as cluster:
         tokens = TokenStore(paths.home() / "tokens.json")
         server = BridgeServer(cluster, socket_path, listen=settings.bridge.listen, tokens=tokens, settings=limits)
@@ -159,3 +163,7 @@ def _stop_on_signals(request_stop: Callable[[], None]) -> None:
 def main() -> None:
     """The entry point."""
     common.run("llama-cpp-bridge", app)
+
+
+if __name__ == "__main__":  # as llamboctl starts it
+    main()

@@ -72,7 +72,7 @@ def _launch(arguments: list[str]) -> tuple[int, dict[str, Any]]:
         )
         os.close(write_fd)
         try:
-            line = report.read()  # until the bridge closes it: after its report, or by dying
+            line = report.readline()  # empty when the bridge died without a report
         except KeyboardInterrupt:
             process.terminate()
             process.wait()
