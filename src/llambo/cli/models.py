@@ -44,7 +44,7 @@ def pull(ref: Ref, as_json: Json = False, config_file: ConfigFile = None) -> Non
 
     offline = config.load(config_file).settings.models.offline
     try:
-        with _progress(ref) as progress:
+        with download_progress(ref) as progress:
             path = models.resolve(ref, home=paths.home(), offline=offline, progress=progress, refresh=True)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what has arrived is kept, and the same command goes on from there\n")
@@ -59,7 +59,7 @@ def pull(ref: Ref, as_json: Json = False, config_file: ConfigFile = None) -> Non
 
 
 @contextmanager
-def _progress(ref: str) -> Iterator[Progress]:
+def download_progress(ref: str) -> Iterator[Progress]:
     """Shows how a download goes on: a bar on a terminal, else one line when it starts; nothing where none starts."""
     if not draws(sys.stderr):
         yield _announcer(ref)
@@ -69,9 +69,17 @@ def _progress(ref: str) -> Iterator[Progress]:
     from rich.progress import TransferSpeedColumn as Speed
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(ref, total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None, visible=True)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(ref, total=None)
+
+    def show(done: int, total: int) -> None:
+        bar.start()  # with the first piece; once it is on, this does nothing
+        bar.update(task, completed=done, total=total or None)
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 def _announcer(ref: str) -> Progress:
