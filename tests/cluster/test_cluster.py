@@ -144,6 +144,17 @@ async def test_free_ends_streams_in_flight_with_an_error(cluster: Cluster, walk_
                 pass
 
 
+async def test_free_sends_waiting_requests_away(cluster: Cluster, walk_model: Path) -> None:
+    await cluster.load(str(walk_model), options=replace(SMALL, slots=1, ctx=2048))
+    async with aclosing(cluster.generate(ask("hello", ENDLESS))) as events:
+        await anext(events)
+        waiting = asyncio.create_task(collect(cluster, ask("hello")))
+        await asyncio.sleep(0)
+        await cluster.free()
+        with pytest.raises(NoModel, match="walk was freed"):
+            await waiting
+
+
 async def test_a_killed_node_ends_its_streams_with_the_reason_and_comes_back(
     cluster: Cluster, walk_model: Path
 ) -> None:

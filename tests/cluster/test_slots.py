@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llambo.cluster.slots import Slots
-from llambo.core.errors import Overloaded, TimedOut
+from llambo.core.errors import NoModel, Overloaded, TimedOut
 
 
 async def test_as_many_requests_run_at_once_as_there_are_slots() -> None:
@@ -61,6 +63,57 @@ async def test_a_cancelled_waiter_leaves_no_trace() -> None:
             await waiter
         assert slots.waiting == 0
     await _use(slots)
+
+
+async def test_closing_sends_everybody_away_and_lets_nobody_in() -> None:
+    slots = Slots(1, queue_limit=5, timeout_s=60)
+    async with slots.hold():
+        waiter = asyncio.create_task(_use(slots))
+        while slots.waiting != 1:
+            await asyncio.sleep(0)
+        slots.close(NoModel("gone"))
+        with pytest.raises(NoModel, match="gone"):
+            await waiter
+    with pytest.raises(NoModel, match="gone"):
+        await _use(slots)
+    assert (slots.busy, slots.waiting) == (0, 0)
+
+
+@given(st.integers(1, 3), st.lists(st.sampled_from(["enter", "leave", "cancel"]), max_size=40))
+def test_no_order_of_events_loses_or_doubles_a_slot(total: int, events: list[str]) -> None:
+    async def scenario() -> None:
+        slots = Slots(total, queue_limit=100, timeout_s=60)
+        tasks: list[asyncio.Task[None]] = []
+        gates: dict[asyncio.Task[None], asyncio.Event] = {}
+        running: set[asyncio.Task[None]] = set()
+
+        async def request(gate: asyncio.Event) -> None:
+            async with slots.hold():
+                me = asyncio.current_task()
+                assert me is not None
+                running.add(me)
+                assert len(running) <= total
+                try:
+                    await gate.wait()
+                finally:
+                    running.discard(me)
+
+        for event in events:
+            if event == "enter":
+                gate = asyncio.Event()
+                task = asyncio.create_task(request(gate))
+                gates[task] = gate
+                tasks.append(task)
+            elif tasks:
+                task = tasks.pop(0)
+                gates[task].set() if event == "leave" else task.cancel()
+            await asyncio.sleep(0)
+        for gate in gates.values():
+            gate.set()
+        await asyncio.gather(*gates, return_exceptions=True)
+        assert (slots.busy, slots.waiting) == (0, 0)
+
+    asyncio.run(scenario())
 
 
 async def _use(slots: Slots) -> None:

@@ -53,6 +53,7 @@ def bridge(
     from llambo.core import config as configuration
     from llambo.core import log, paths
 
+    _allow_many_connections()
     report = _Report(ready_fd)
     try:
         flags = {"bridge.socket_path": socket_path, "bridge.listen": listen}
@@ -99,6 +100,15 @@ class _Report:
         self._fd = None
 
 
+def _allow_many_connections() -> None:
+    """Raises the soft limit on open files to the hard one: connections are files."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS has a lower limit than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def _serve(
     settings: Settings, socket_path: Path, model: str, log_path: Path, report: _Report, *, private: bool
 ) -> None:
@@ -127,6 +137,7 @@ async def _serve(
                 await serving
         finally:
             serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
             await server.stop(0)
 
 

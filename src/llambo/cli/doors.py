@@ -8,17 +8,18 @@ from contextlib import asynccontextmanager
 from llambo.bridge.async_client import AsyncBridge
 from llambo.bridge.remote import BridgeDoor
 from llambo.cli import running
-from llambo.cluster.api import Cluster, Progress
+from llambo.cluster.api import Cluster
 from llambo.cluster.door import Door
 from llambo.core.config import Config
 from llambo.core.errors import Unreachable
+from llambo.engine.download import Progress
 
 
 @asynccontextmanager
 async def open_door(config: Config, model: str, progress: Progress | None = None) -> AsyncIterator[tuple[Door, str]]:
     """A door behind which `model` ("" for the default) answers, and the name that it has there.
 
-    The running bridge is used when it has the model loaded; otherwise a private cluster loads it, telling `progress`
+    The running bridge is used when it has the model loaded; otherwise a private cluster loads it, and tells `progress`
     of a download. The cluster ends with the block.
     """
     async with _running_bridge(config) as bridge:

@@ -18,6 +18,7 @@ from llambo.cli import common
 from llambo.core.errors import BadRequest
 
 if TYPE_CHECKING:
+    from llambo.cluster.door import Door
     from llambo.core.config import Config
     from llambo.core.types import GenerateRequest
     from llambo.limbot.oneshot import Writer
@@ -95,14 +96,29 @@ def _read_stdin() -> str:
 async def _ask(request: GenerateRequest, config: Config, model: str, *, raw: bool, as_json: bool) -> None:
     from dataclasses import replace
 
-    from llambo.cli.doors import open_door
     from llambo.limbot import oneshot
 
     writer = _writer(raw=raw, as_json=as_json)
-    async with _waiting() as waiting, open_door(config, model) as (door, name):
+    async with _waiting() as waiting, _open(config, model, waiting) as (door, name):
         completion = await oneshot.ask(door.generate, replace(request, model=name), _AfterWaiting(writer, waiting))
     if as_json:
         common.print_json(completion.document())
+
+
+@asynccontextmanager
+async def _open(config: Config, model: str, waiting: _Waiting) -> AsyncIterator[tuple[Door, str]]:
+    """The door to ask, as `doors.open_door` has it; a download takes the spinner's place with a bar."""
+    from llambo.cli.doors import open_door
+    from llambo.cli.models import download_progress
+
+    with download_progress(model or config.settings.models.default) as bar:
+
+        def progress(done: int, total: int) -> None:
+            waiting.end()
+            bar(done, total)
+
+        async with open_door(config, model, progress) as opened:
+            yield opened
 
 
 def _writer(*, raw: bool, as_json: bool) -> Writer:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -21,20 +22,19 @@ from llambo.cluster.launch.base import Launcher, NodeExited
 from llambo.cluster.launch.local import LocalLauncher
 from llambo.cluster.loaded import LoadedModel, node_names
 from llambo.core import config, paths
-from llambo.core.errors import LlamboError, NameInUse, NoModel, NotFound
+from llambo.core.errors import Cancelled, LlamboError, NameInUse, NoModel, NotFound
 from llambo.core.types import Counters, Done, Event, GenerateRequest, LoadOptions, ModelInfo
-from llambo.engine import gguf, memory, models, references
+from llambo.engine import gguf, llama, memory, models, references
+from llambo.engine.download import Progress
 
 log = logging.getLogger("llambo.cluster")
-
-Progress = Callable[[int, int], None]
-"""Told (bytes done, bytes in all) while a model is fetched, from another thread."""
 
 
 class Cluster:
     """A private cluster on this machine: `async with Cluster() as cluster: await cluster.load("built-in")`.
 
     `settings` are the effective ones unless given. Log files of nodes go to `log_dir`, by default nowhere that lasts.
+    `progress` is told (bytes done, bytes in all) from another thread while a model is fetched.
     """
 
     def __init__(
@@ -134,13 +134,7 @@ class Cluster:
         return DoorStatus(infos, self._counters, time.monotonic() - self._started)
 
     async def _load(self, ref: str, name: str, options: LoadOptions) -> ModelInfo:
-        path = await asyncio.to_thread(
-            models.resolve,
-            ref,
-            home=paths.home(),
-            offline=self._settings.models.offline,
-            progress=self._progress,
-        )
+        path = await self._resolve(ref)
         file = await asyncio.to_thread(gguf.read, path)
         options = self._complete(options, file)
         if present := self._models.get(name):
@@ -162,6 +156,23 @@ class Cluster:
         log.info("loaded model %s from %s", name, file.path)
         return self._info(model)
 
+    async def _resolve(self, ref: str) -> Path:
+        """The model's file, fetched where that is needed; cancelling it ends the download, which keeps its part."""
+        given_up = threading.Event()
+
+        def progress(done: int, total: int) -> None:
+            if given_up.is_set():
+                raise Cancelled("the download was given up")
+            if self._progress is not None:
+                self._progress(done, total)
+
+        offline = self._settings.models.offline
+        try:
+            return await asyncio.to_thread(models.resolve, ref, home=paths.home(), offline=offline, progress=progress)
+        except asyncio.CancelledError:
+            given_up.set()  # a thread cannot be cancelled; it ends at its next piece
+            raise
+
     def _load_ended(self, name: str, task: asyncio.Task[ModelInfo]) -> None:
         del self._loading[name]
         # Asked for here too: all who waited may have gone away meanwhile.
@@ -175,7 +186,7 @@ class Cluster:
             options,
             ctx=options.ctx or min(defaults.ctx, file.ctx_train or defaults.ctx),
             slots=options.slots or defaults.slots,
-            threads=options.threads or defaults.threads,
+            threads=options.threads or defaults.threads or llama.threads_for(file.tensor_bytes),
             gpu_layers=defaults.gpu_layers if options.gpu_layers < 0 else options.gpu_layers,
         )
 

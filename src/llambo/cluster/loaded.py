@@ -76,6 +76,7 @@ class LoadedModel:
     async def stop(self) -> None:
         """Ends the model's nodes; requests in flight get `NodeLost`, waiting ones `NoModel`."""
         await self._set_state("freed")
+        self._slots.close(NoModel(f"model {self.name} was freed"))
         serving, self._serving = self._serving, None
         embedding, self._embedding = self._embedding, None
         for node in (serving, embedding):

@@ -50,7 +50,7 @@ class Models(_Section):
     offline: bool = Field(False, description="never use the network to fetch a model")
     ctx: int = Field(4096, ge=16, le=2**24, description="tokens per slot, at most what the model was trained for")
     slots: int = Field(4, ge=1, le=256, description="parallel answers per node")
-    threads: int = Field(0, ge=0, le=1024, description="engine threads per node; 0: the processor's cores")
+    threads: int = Field(0, ge=0, le=1024, description="engine threads per node; 0: by model and processor")
     gpu_layers: int = Field(-1, ge=-1, le=10_000, description="layers on a GPU; -1: as many as fit")
 
 

@@ -25,6 +25,7 @@ import psutil
 from llambo.cluster.launch.base import NodeExited, NodeHandle, NodeRequest
 from llambo.core import paths
 from llambo.core.errors import BadModel, LlamboError, TimedOut
+from llambo.engine import llama
 from llambo.node.spec import SOCKET_NAME, NodeSpec
 
 log = logging.getLogger("llambo.launch.local")
@@ -149,6 +150,7 @@ class LocalLauncher:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,
+                env={**os.environ, **llama.spin_environment(os.environ)},
             )
             up = asyncio.Event()
             self._zygote = zygote
