@@ -1,1 +1,1 @@
-"""Benchmarks: each prints ratios from one interleaved run. `python -m bench` lists them."""
+"""Benchmarks: `python -m bench` runs them and prints each figure beside what is wanted."""

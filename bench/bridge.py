@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -17,13 +16,13 @@ from typing import Any
 
 import psutil
 
-from bench.harness import Report, bridge_process, interleave, model, percentile
+from bench.harness import MODELS, Report, bridge_process, interleave, model, percentile
 from llambo import AsyncBridge, Bridge
 from llambo.cluster.launch.base import NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
 from llambo.cluster.upstream import StreamEnd, Upstream
 from llambo.core.types import LoadOptions, Sampling
-from llambo.engine import models
+from llambo.engine import gguf, llama, models
 
 PROMPT = "What is distributed computing?"
 SLOTS = 8
@@ -78,8 +77,11 @@ async def _rate(ask: Callable[[], Coroutine[Any, Any, int]], streams: int) -> fl
 
 
 async def _compare(report: Report, name: str, path: Path, tokens: int, rounds: int) -> None:
-    launcher = LocalLauncher(Path("/tmp") / "llambo-bench-run")
-    node = await launcher.spawn(NodeRequest("native", str(path), LoadOptions(ctx=CTX, slots=SLOTS)), timeout_s=120)
+    launcher = LocalLauncher(MODELS / "run")
+    threads = llama.threads_for(gguf.read(path).tensor_bytes)  # as the bridge chooses
+    node = await launcher.spawn(
+        NodeRequest("native", str(path), LoadOptions(ctx=CTX, slots=SLOTS, threads=threads)), timeout_s=120
+    )
     upstream = Upstream(node.name, node.socket_path)
     try:
         with bridge_process() as (socket, _):
@@ -149,14 +151,3 @@ def load(report: Report) -> None:
 
 
 PARTS = {"ping": ping, "streams": streams, "memory": memory, "load": load}
-
-
-def main() -> None:
-    """Runs the parts that are named, or all."""
-    report = Report()
-    for name in sys.argv[1:] or PARTS:
-        PARTS[name](report)
-
-
-if __name__ == "__main__":
-    main()

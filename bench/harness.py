@@ -7,7 +7,6 @@ of the rounds' ratios.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import statistics
 import subprocess
@@ -87,9 +86,3 @@ def percentile(values: list[float], share: float) -> float:
     """The value below which `share` of `values` lie."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def run_python(code: str) -> float:
-    """Seconds that a fresh interpreter says it took: `code` prints one number."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout))

@@ -53,6 +53,8 @@ def bridge(
     from llambo.core import config as configuration
     from llambo.core import log, paths
 
+    # A model file is read in a thread: the loop must not wait five milliseconds, the default, for its turn.
+    sys.setswitchinterval(0.001)
     _allow_many_connections()
     report = _Report(ready_fd)
     try:

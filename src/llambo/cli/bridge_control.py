@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llambo.cli import common, running
+from llambo.cli import common
 from llambo.core.errors import LlamboError, TimedOut, Unreachable, from_code
 
 if TYPE_CHECKING:
     from llambo.bridge.client import Bridge
+    from llambo.cli import running
 
 app = typer.Typer(no_args_is_help=True, help="The bridge of this home: a Unix-socket service in front of llama.cpp.")
 
@@ -22,6 +23,8 @@ _STOP_MARGIN_S = 10.0  # over the drain: nodes end, sockets close
 
 
 def _the_running() -> running.Running:
+    from llambo.cli import running
+
     found = running.find()
     if found is None:
         raise Unreachable("no bridge runs for this home; start one with: llamboctl bridge start")
@@ -37,6 +40,7 @@ def start(
     as_json: common.Json = False,
 ) -> None:
     """Starts a bridge in the background and returns once its model is loaded."""
+    from llambo.cli import running
     from llambo.core import config as configuration
 
     found = running.find()

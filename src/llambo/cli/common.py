@@ -5,7 +5,6 @@ Imports only what a `--help` needs; the rest is loaded by the commands that use 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -80,6 +79,8 @@ def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
     Raises: `Cancelled` after SIGINT; exits with 128 + the signal's number after the others, as a shell reports them.
     """
+    import asyncio
+
     caught: list[int] = []
 
     async def guarded() -> None:
