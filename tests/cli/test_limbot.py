@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -144,6 +145,25 @@ def test_a_reader_that_has_had_enough_is_no_crash(walk_model: Path) -> None:
     errors = process.stderr.read()
     process.stderr.close()
     assert (process.wait(10), errors) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "complaint"),
+    [(">&-", "standard output is closed"), (">/dev/full", "the system refused: No space left on device")],
+)
+def test_output_that_cannot_be_written_is_told(redirection: str, complaint: str) -> None:
+    line = f"{shlex.join(command('limbot', *GREEDY, QUESTION))} {redirection}"
+    done = subprocess.run(["sh", "-c", line], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith(f"limbot: {complaint}")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_closed_standard_input_is_no_obstacle() -> None:
+    line = f"{shlex.join(command('limbot', *GREEDY, QUESTION))} <&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout
 
 
 def on_a_terminal(*arguments: str) -> str:

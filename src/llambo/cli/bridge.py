@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llambo.cluster.api import Cluster
     from llambo.core.config import Settings
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(**common.APP_OPTIONS)
 
 LOG_NAME = "bridge.log"
 

@@ -20,6 +20,14 @@ from llambo.core.version import __version__
 
 INTERRUPTED = 130
 
+APP_OPTIONS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,  # a fault of ours is a plain traceback, as in any Python program
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""What all programs have in common, as typer wants it."""
+
 
 def _show_version(wanted: bool) -> None:
     if wanted:
@@ -48,15 +56,42 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 
 def run(name: str, app: typer.Typer) -> None:
     """Runs `app` as the program `name` and exits: errors become one line on standard error and their exit status."""
+    has_output = _fill_standard_streams()
     try:
+        if not has_output:
+            raise LlamboError("standard output is closed; send it to /dev/null if nobody wants it")
         app(prog_name=name)
     except LlamboError as error:
         fail(name, error)
     except KeyboardInterrupt:
         finish(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         finish(1)
+    except OSError as error:  # such as output to a full disk
+        _drop_output()
+        place = f"{error.filename}: " if error.filename else ""
+        fail(name, LlamboError(f"the system refused: {place}{error.strerror or error}"))
+
+
+def _fill_standard_streams() -> bool:
+    """Opens /dev/null in the place of closed standard streams; says whether there was a standard output.
+
+    Otherwise the next socket or pipe would become number 0, 1 or 2, and be taken for one of them.
+    """
+    has_output = sys.stdout is not None
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for number, stream in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, os.fdopen(number, "w"))
+    return has_output
+
+
+def _drop_output() -> None:
+    """What is still in the buffer goes nowhere: writing it would fail again while Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(name: str, error: LlamboError) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llambo.core.types import GenerateRequest
     from llambo.limbot.oneshot import Writer
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(**common.APP_OPTIONS)
 
 
 @app.command()

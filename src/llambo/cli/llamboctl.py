@@ -11,10 +11,8 @@ from llambo.cli import bridge_control, common, models
 from llambo.core.errors import BadRequest
 
 app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
+    **common.APP_OPTIONS,
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
     help="Controls Llambo: bridges, models, tokens and the configuration.",
 )
 token = typer.Typer(no_args_is_help=True, help="Access tokens for TCP listeners.")

@@ -32,8 +32,12 @@ def to_file(path: Path, *, verbose: int = 0) -> None:
 
 
 def to_stderr(*, verbose: int = 0) -> None:
-    """Sends warnings (with `verbose` 1 information, with 2 everything) to standard error."""
-    _install(logging.StreamHandler(), max(logging.DEBUG, logging.WARNING - 10 * verbose))
+    """Sends the log to standard error: nothing but faults of our own, with `verbose` 1 information, with 2 all.
+
+    What a command was asked for and failed at is in its error message; a warning beside it would say it twice.
+    """
+    levels = (logging.ERROR, logging.INFO, logging.DEBUG)
+    _install(logging.StreamHandler(), levels[min(verbose, 2)])
 
 
 def _install(handler: logging.Handler, level: int) -> None:
