@@ -6,6 +6,9 @@ import asyncio
 import math
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -134,6 +137,94 @@ async def test_a_model_can_be_freed_while_it_loads(cluster: Cluster, walk_model:
     await cluster.load(str(walk_model), options=SMALL)  # and be loaded again
 
 
+async def test_a_load_that_nobody_waits_for_any_more_is_given_up(cluster: Cluster, walk_model: Path) -> None:
+    waiting = [asyncio.create_task(cluster.load(str(walk_model), options=SMALL)) for _ in range(2)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    assert (await waiting[1]).state == "ready", "one who waits is enough"
+    await cluster.free()
+    alone = asyncio.create_task(cluster.load(str(walk_model), options=SMALL))
+    await asyncio.sleep(0)
+    alone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await alone
+    with pytest.raises(NoModel):
+        await cluster.free()
+    await until_only_the_zygote_lives()
+
+
+async def until_only_the_zygote_lives() -> None:
+    async with asyncio.timeout(10):
+        while len(psutil.Process().children(recursive=True)) > 1:
+            await asyncio.sleep(0)
+
+
+async def test_free_during_a_second_equal_load_frees_the_model(cluster: Cluster, walk_model: Path) -> None:
+    info = await cluster.load(str(walk_model), options=SMALL)
+    again = asyncio.create_task(cluster.load(str(walk_model), options=SMALL))
+    await asyncio.sleep(0)
+    await cluster.free("walk")
+    with pytest.raises(NoModel):
+        await again
+    assert cluster.status().models == ()
+    assert not psutil.pid_exists(info.pid)
+
+
+async def test_free_ends_a_node_for_embeddings_that_is_starting(cluster: Cluster, tiny_model: Path) -> None:
+    await cluster.load(str(tiny_model), options=SMALL)
+    embedding = asyncio.create_task(cluster.embed("a cat"))
+    async with asyncio.timeout(10):
+        while len(psutil.Process().children(recursive=True)) < 3:
+            await asyncio.sleep(0)
+    await cluster.free()
+    with pytest.raises(LlamboError):
+        await embedding
+    await until_only_the_zygote_lives()
+
+
+async def test_a_free_that_is_cancelled_still_frees_everything(cluster: Cluster, tiny_model: Path) -> None:
+    await cluster.load(str(tiny_model), options=SMALL)
+    await cluster.embed("a cat")
+    freeing = asyncio.create_task(cluster.free())
+    await asyncio.sleep(0)
+    freeing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await freeing
+    assert cluster.status().models == ()
+    await until_only_the_zygote_lives()
+
+
+async def test_free_while_the_node_comes_back_leaves_none(cluster: Cluster, walk_model: Path) -> None:
+    info = await cluster.load(str(walk_model), options=SMALL)
+    os.kill(info.pid, signal.SIGKILL)
+    await until_state(cluster, "restarting")
+    await cluster.free()
+    await until_only_the_zygote_lives()
+    assert cluster.status().models == ()
+
+
+async def test_a_stalled_download_holds_nothing_up(tmp_path: Path) -> None:
+    program = textwrap.dedent("""
+        import asyncio, sys
+        from llambo.cluster.api import Cluster
+        async def main():
+            async def never_answer(reader, writer):
+                print("asked", flush=True)
+                await asyncio.Event().wait()
+            server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+            port = server.sockets[0].getsockname()[1]
+            async with Cluster() as cluster:
+                await cluster.load(f"http://127.0.0.1:{port}/x.gguf")
+        asyncio.run(main())
+    """)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"asked\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 1 or process.returncode == -signal.SIGINT
+
+
 async def test_free_ends_streams_in_flight_with_an_error(cluster: Cluster, walk_model: Path) -> None:
     await cluster.load(str(walk_model), options=replace(SMALL, ctx=2048))
     async with aclosing(cluster.generate(ask("hello", ENDLESS))) as events:
@@ -182,8 +273,7 @@ async def test_a_node_that_dies_again_and_again_is_given_up(cluster: Cluster, wa
     await until_state(cluster, "failed")
     with pytest.raises(NodeLost, match=r"its node died 4 times in a minute \(it was killed by signal 9"):
         await collect(cluster, ask("hello"))
-    await cluster.free()
-    await cluster.load(str(walk_model), options=SMALL)
+    await cluster.load(str(walk_model), options=SMALL)  # the same again is a fresh start
     await collect(cluster, ask("hello"))
 
 
@@ -230,6 +320,8 @@ async def test_embeddings_come_from_a_node_of_their_own(cluster: Cluster, tiny_m
     assert len(one) == 128
     assert math.isclose(sum(x * x for x in one), 1, abs_tol=1e-4)
     assert one == same != other
+    with pytest.raises(PromptTooLong, match=r"has \d+ tokens and the context holds 256"):
+        await cluster.embed("cat " * 600)
     await cluster.free()
     assert len(psutil.Process().children(recursive=True)) == 1, "only the zygote is left"
 

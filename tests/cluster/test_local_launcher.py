@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from llambo.cluster.launch.base import NodeRequest
-from llambo.cluster.launch.local import RUN_PREFIX, LocalLauncher, sweep
-from llambo.core.errors import BadModel, TimedOut
+from llambo.cluster.launch.local import LOGS_KEPT, RUN_PREFIX, LocalLauncher, prune_logs, sweep
+from llambo.core.errors import BadModel, LlamboError, TimedOut
 from llambo.core.types import LoadOptions
 
 SMALL = LoadOptions(ctx=128, slots=1, threads=1)
@@ -112,7 +112,7 @@ async def test_nodes_log_to_files_of_their_own(tiny_model: Path, tmp_path: Path)
     launcher = LocalLauncher(tmp_path / "run", log_dir=tmp_path / "logs")
     try:
         await launcher.spawn(request_for(tiny_model), timeout_s=30)
-        assert (tmp_path / "logs" / "n1.log").exists()
+        assert (tmp_path / "logs" / f"{os.getpid()}-n1.log").exists()
     finally:
         await launcher.close()
 
@@ -145,8 +145,52 @@ def test_no_node_outlives_the_process_that_launched_it(number: int, tiny_model: 
     assert not list((tmp_path / "run").glob("*")), "the next start removes what a killed one had to leave"
 
 
-def test_sweeping_spares_the_directories_of_living_launchers(tmp_path: Path) -> None:
-    mine = tmp_path / f"{RUN_PREFIX}{os.getpid()}-abc"
-    mine.mkdir()
-    sweep(tmp_path)
-    assert mine.is_dir()
+async def test_sweeping_spares_the_directories_of_living_launchers(
+    launcher: LocalLauncher, tiny_model: Path, tmp_path: Path
+) -> None:
+    node = await launcher.spawn(request_for(tiny_model), timeout_s=30)
+    left = tmp_path / "run" / f"{RUN_PREFIX}left"
+    left.mkdir()
+    sweep(tmp_path / "run")
+    assert Path(node.socket_path).exists()
+    assert not left.exists()
+
+
+async def test_a_process_that_cannot_be_made_is_told_and_the_others_go_on(
+    launcher: LocalLauncher, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # The system refuses the second fork; Python reads this module at the zygote's start.
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent("""
+            import errno, itertools, os
+            real, calls = os.fork, itertools.count(1)
+            def fork():
+                if next(calls) == 2:
+                    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                return real()
+            os.fork = fork
+        """)
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    node = await launcher.spawn(request_for(tiny_model), timeout_s=30)
+    with pytest.raises(LlamboError, match="the system makes no process for it: Resource temporarily unavailable"):
+        await launcher.spawn(request_for(tiny_model, "n2"), timeout_s=30)
+    await launcher.spawn(request_for(tiny_model, "n3"), timeout_s=30)
+    assert psutil.pid_exists(node.pid)
+
+
+async def test_a_place_for_logs_that_is_none_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "logs").touch()
+    launcher = LocalLauncher(tmp_path / "run", log_dir=tmp_path / "logs")
+    with pytest.raises(LlamboError, match="logs is in the way"):
+        await launcher.spawn(request_for(tiny_model), timeout_s=30)
+    await launcher.close()
+
+
+def test_only_the_newest_logs_are_kept(tmp_path: Path) -> None:
+    for number in range(LOGS_KEPT + 10):
+        path = tmp_path / f"1-n{number}.log"
+        path.touch()
+        os.utime(path, (number, number))
+    prune_logs(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f"1-n{i}.log" for i in range(10, LOGS_KEPT + 10)}

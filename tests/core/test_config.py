@@ -77,6 +77,12 @@ def test_a_missing_file_is_an_error_only_when_it_was_named(tmp_path: Path, monke
         config.load()
 
 
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMBO_BRIDGE_SOCKET", "")
+    monkeypatch.setenv("LLAMBO_MODELS_CTX", "")
+    assert config.load().settings == config.Settings()
+
+
 def test_a_misspelt_variable_of_a_known_section_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMBO_MODELS_CONTEXT", "5")
     with pytest.raises(BadConfig, match="environment variable LLAMBO_MODELS_CONTEXT: unknown; models has default"):

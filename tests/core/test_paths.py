@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llambo.core import paths
-from llambo.core.errors import BadConfig
+from llambo.core.errors import BadConfig, Refused
 
 
 def test_a_home_of_its_own_has_a_runtime_directory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,9 +21,12 @@ def test_a_home_of_its_own_has_a_runtime_directory_of_its_own(monkeypatch: pytes
 
 
 def test_private_directories_are_for_their_owner_alone(tmp_path: Path) -> None:
+    for _ in ("made", "found"):
+        assert paths.make_private_dir(tmp_path / "new").stat().st_mode & 0o777 == 0o700
     (tmp_path / "open").mkdir(mode=0o755)
-    for name in ("open", "new"):
-        assert paths.make_private_dir(tmp_path / name).stat().st_mode & 0o777 == 0o700
+    with pytest.raises(Refused, match="can be entered by others"):
+        paths.make_private_dir(tmp_path / "open")
+    assert (tmp_path / "open").stat().st_mode & 0o777 == 0o755, "it is not ours to change"
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:

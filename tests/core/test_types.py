@@ -49,6 +49,14 @@ def test_a_request_has_messages_or_a_raw_prompt_and_not_both() -> None:
     assert GenerateRequest(raw_prompt="").raw_prompt == ""
 
 
+@pytest.mark.parametrize("raw", [True, False])
+def test_half_characters_are_refused(raw: bool) -> None:
+    with pytest.raises(BadRequest, match="not valid Unicode text"):
+        GenerateRequest.from_prompt("a\udcff", raw=raw)
+    with pytest.raises(BadRequest, match="not valid Unicode text"):
+        GenerateRequest.from_prompt("a", system="\ud800")
+
+
 def test_a_prompt_is_one_user_message_after_the_system_prompt() -> None:
     request = GenerateRequest.from_prompt("hi", system="be brief")
     assert request.messages == (Message("system", "be brief"), Message("user", "hi"))

@@ -17,8 +17,7 @@ from llambo.cli import common
 from llambo.core.errors import LlamboError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from llambo.bridge.server import BridgeServer
     from llambo.cluster.api import Cluster
     from llambo.core.config import Settings
 
@@ -126,15 +125,19 @@ async def _serve(
         write_timeout_s=settings.bridge.write_timeout,
         drain_timeout_s=settings.bridge.drain_timeout,
     )
-    async with Cluster(settings, log_dir=log_path.parent / "nodes") as cluster:
+    async with Cluster(settings, log_dir=None if private else paths.home() / "logs" / "nodes") as cluster:
         tokens = TokenStore(paths.home() / "tokens.json")
         server = BridgeServer(cluster, socket_path, listen=settings.bridge.listen, tokens=tokens, settings=limits)
-        _stop_on_signals(server.request_stop)
+        _stop_on_signals(server)
         await server.start()
         serving = asyncio.create_task(server.serve())
         try:
             name = await _load_first(cluster, model, serving)
-            with nullcontext() if private else running.announced(str(socket_path), log=log_path):
+            with (
+                nullcontext()
+                if private
+                else running.announced(str(socket_path), log=log_path, drain_timeout_s=settings.bridge.drain_timeout)
+            ):
                 report.ready(server.addresses, log_path, name)
                 await serving
         finally:
@@ -155,22 +158,22 @@ async def _load_first(cluster: Cluster, model: str, serving: asyncio.Task[None])
     return loading.result().name
 
 
-def _stop_on_signals(request_stop: Callable[[], None]) -> None:
+def _stop_on_signals(server: BridgeServer) -> None:
     """The first signal asks for a stop, the next one ends everything that still goes on."""
     loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
+    hurrying: list[asyncio.Task[None]] = []
     asked = False
 
     def stop() -> None:
         nonlocal asked
         if asked:
-            task.cancel()
+            hurrying.append(loop.create_task(server.stop(0)))
         asked = True
-        request_stop()
+        server.request_stop()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and a shell's & want it
+            loop.add_signal_handler(number, stop)
 
 
 def main() -> None:

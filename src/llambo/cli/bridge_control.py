@@ -102,23 +102,8 @@ def _tell(facts: dict[str, Any], *, as_json: bool) -> None:
 @app.command()
 def stop() -> None:
     """Stops the bridge: answers in flight finish, then its nodes end and its memory is free."""
-    import psutil
-
-    from llambo.bridge.client import Bridge
-    from llambo.core import config as configuration
-
     found = _the_running()
-    process = psutil.Process(found.pid)
-    try:
-        with Bridge.connect(found.socket) as bridge:
-            bridge.quit()
-    except Unreachable:
-        process.terminate()
-    timeout_s = configuration.load().settings.bridge.drain_timeout + _STOP_MARGIN_S
-    try:
-        process.wait(timeout_s)
-    except psutil.TimeoutExpired:
-        raise TimedOut(f"the bridge (pid {found.pid}) did not end within {timeout_s:g} s") from None
+    _end(found.pid, found.drain_timeout_s + _STOP_MARGIN_S)
     sys.stdout.write("bridge stopped\n")
 
 
@@ -165,21 +150,26 @@ def test(
                     _check_calls(bridge)
                 if streaming or not ffi:
                     _check_stream(bridge)
-                bridge.quit()
         finally:
-            _end(pid)
+            _end(pid, _STOP_MARGIN_S)
     sys.stdout.write(f"all checks passed with {ref}\n")
 
 
-def _end(pid: int) -> None:
+def _end(pid: int, timeout_s: float) -> None:
+    """Asks a bridge to stop, as QUIT does, and returns when it has ended; one that has is no error.
+
+    Raises: `TimedOut`.
+    """
     import psutil
 
     try:
         process = psutil.Process(pid)
         process.terminate()
-        process.wait(_STOP_MARGIN_S)
+        process.wait(timeout_s)
     except psutil.NoSuchProcess:
         return
+    except psutil.TimeoutExpired:
+        raise TimedOut(f"the bridge (pid {pid}) did not end within {timeout_s:g} s") from None
 
 
 def _report(check: str, seen: str) -> None:

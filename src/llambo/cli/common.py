@@ -128,7 +128,8 @@ def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
             task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, stop, number)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+                loop.add_signal_handler(number, stop, number)
         await main()
 
     try:

@@ -10,8 +10,10 @@ from llambo.bridge.remote import BridgeDoor
 from llambo.cli import running
 from llambo.cluster.api import Cluster
 from llambo.cluster.door import Door
+from llambo.core import paths
 from llambo.core.config import Config
-from llambo.core.errors import Unreachable
+from llambo.core.errors import LlamboError, Unreachable
+from llambo.engine import models
 from llambo.engine.download import Progress
 
 
@@ -24,8 +26,9 @@ async def open_door(config: Config, model: str, progress: Progress | None = None
     """
     async with _running_bridge(config) as bridge:
         if bridge is not None:
+            path = _path_of(model)
             for info in (await bridge.refresh()).models:
-                if not model or model in (info.name, info.path):
+                if not model or model == info.name or path == info.path:
                     yield bridge, info.name
                     return
     settings = config.settings
@@ -47,6 +50,14 @@ async def _running_bridge(config: Config) -> AsyncIterator[BridgeDoor | None]:
         return
     async with client:
         yield BridgeDoor(client)
+
+
+def _path_of(ref: str) -> str:
+    """The file that a reference means here, as far as that is known without the network."""
+    try:
+        return str(models.resolve(ref, home=paths.home(), offline=True))
+    except LlamboError:
+        return ""
 
 
 def _socket_of_running(config: Config) -> str | None:

@@ -27,10 +27,11 @@ class Running(msgspec.Struct, frozen=True):
     born: float
     socket: str
     log: str
+    drain_timeout_s: float
 
 
 @contextmanager
-def announced(socket: str, *, log: Path) -> Iterator[None]:
+def announced(socket: str, *, log: Path, drain_timeout_s: float) -> Iterator[None]:
     """Writes this process down as the bridge of this home for the block.
 
     One that lives and is written down already stays: a second bridge on another socket is fine, the first is found.
@@ -40,7 +41,7 @@ def announced(socket: str, *, log: Path) -> Iterator[None]:
     if find() is not None:
         yield
         return
-    me = Running(os.getpid(), psutil.Process().create_time(), socket, str(log))
+    me = Running(os.getpid(), psutil.Process().create_time(), socket, str(log), drain_timeout_s)
     path = paths.make_private_dir(paths.runtime_dir()) / FILE_NAME
     try:
         part = path.with_suffix(f".{me.pid}")

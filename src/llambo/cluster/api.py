@@ -10,9 +10,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,11 +23,22 @@ from llambo.cluster.launch.local import LocalLauncher
 from llambo.cluster.loaded import LoadedModel, node_names
 from llambo.core import config, paths
 from llambo.core.errors import Cancelled, LlamboError, NameInUse, NoModel, NotFound
+from llambo.core.threads import run_abandonable
 from llambo.core.types import Counters, Done, Event, GenerateRequest, LoadOptions, ModelInfo
 from llambo.engine import gguf, llama, memory, models, references
 from llambo.engine.download import Progress
 
 log = logging.getLogger("llambo.cluster")
+
+
+@dataclass(slots=True)
+class _Loading:
+    """A load in progress: what is wanted, the work, and how many wait for it."""
+
+    wanted: tuple[str, LoadOptions]
+    task: asyncio.Task[ModelInfo]
+    waiters: int = 0
+    model: LoadedModel | None = None  # once its node is being started
 
 
 class Cluster:
@@ -49,7 +60,7 @@ class Cluster:
         self._launcher: Launcher = launcher or LocalLauncher(paths.runtime_dir(), log_dir=log_dir)
         self._progress = progress
         self._models: dict[str, LoadedModel] = {}  # ready ones and those being brought back, in order of loading
-        self._loading: dict[str, tuple[tuple[str, LoadOptions], asyncio.Task[ModelInfo]]] = {}
+        self._loading: dict[str, _Loading] = {}
         self._new_node_name = node_names()
         self._counters = Counters()
         self._started = time.monotonic()
@@ -66,8 +77,8 @@ class Cluster:
 
     async def close(self) -> None:
         """Ends every node and leaves nothing behind; requests in flight end with `NodeLost`."""
-        loads = [task for _, task in self._loading.values()]
-        for task in (*loads, *self._tasks, *([self._watcher] if self._watcher else [])):
+        loads = [loading.task for loading in self._loading.values()]
+        for task in (*loads, *([self._watcher] if self._watcher else [])):
             task.cancel()
         await asyncio.gather(*loads, *self._tasks, return_exceptions=True)
         await asyncio.gather(*(model.stop() for model in self._models.values()))
@@ -75,36 +86,41 @@ class Cluster:
         await self._launcher.close()
 
     async def load(self, ref: str, *, name: str = "", options: LoadOptions | None = None) -> ModelInfo:
-        """See `Door.load`. Two equal loads at once are one; a name taken by another model is `NameInUse`."""
+        """See `Door.load`. Two equal loads at once are one; a name taken by another model is `NameInUse`.
+
+        A load for which nobody waits any more is given up.
+        """
         options = options or LoadOptions()
         name = name or references.default_name(references.parse(ref))
-        wanted = (ref, options)
-        if name in self._loading:
-            present, task = self._loading[name]
-            if present != wanted:
-                raise NameInUse(f"another model is being loaded as {name!r}; choose a name with as=NAME")
-        else:
+        loading = self._loading.get(name)
+        if loading is None:
             task = asyncio.create_task(self._load(ref, name, options), name=f"load {name}")
-            self._loading[name] = (wanted, task)
+            loading = self._loading[name] = _Loading((ref, options), task)
             task.add_done_callback(lambda ended: self._load_ended(name, ended))
-        # Shielded: the load belongs to all who wait for it; `free` and `close` can end it.
+        elif loading.wanted != (ref, options):
+            raise NameInUse(f"another model is being loaded as {name!r}; choose a name with as=NAME")
+        loading.waiters += 1
         try:
-            return await asyncio.shield(task)
+            return await asyncio.shield(loading.task)
         except asyncio.CancelledError:
-            if task.cancelled():
+            if loading.task.cancelled():
                 raise NoModel(f"model {name} was freed before it was loaded") from None
             raise
+        finally:
+            loading.waiters -= 1
+            if not loading.waiters:
+                loading.task.cancel()  # of no effect once it is done
 
     async def free(self, name: str = "") -> None:
         """See `Door.free`; a model that is still being loaded is given up."""
-        if name in self._loading:
-            _, task = self._loading[name]
-            task.cancel()
-            await asyncio.wait([task])
-            return
+        if loading := self._loading.get(name):
+            loading.task.cancel()
+            await asyncio.wait([loading.task])
+            if name not in self._models:
+                return
         model = self._pick(name)
         del self._models[model.name]
-        await model.stop()
+        await self._finish(model.stop())  # to its end, even if nobody waits for it
         log.info("freed model %s", model.name)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -138,9 +154,13 @@ class Cluster:
         file = await asyncio.to_thread(gguf.read, path)
         options = self._complete(options, file)
         if present := self._models.get(name):
-            if (present.file.path, present.options) == (file.path, options):
+            if (present.file.path, present.options) != (file.path, options):
+                raise NameInUse(f"{name!r} is {present.file.path} already; FREE {name} first, or load it as=NAME")
+            if not present.has_failed:
+                await present.ready()
                 return self._info(present)
-            raise NameInUse(f"{name!r} is {present.file.path} already; FREE {name} first, or load it as=NAME")
+            del self._models[name]
+            await self._finish(present.stop())
         await asyncio.to_thread(memory.check_fits, file, ctx=options.ctx, slots=options.slots)
         self._watch()
         model = LoadedModel(
@@ -151,10 +171,18 @@ class Cluster:
             config=self._settings.cluster,
             new_name=self._new_node_name,
         )
+        self._loading[name].model = model
         await model.start()
         self._models[name] = model
         log.info("loaded model %s from %s", name, file.path)
         return self._info(model)
+
+    async def _finish(self, work: Coroutine[None, None, None]) -> None:
+        """Awaits `work`, which goes on to its end when the caller is cancelled."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
 
     async def _resolve(self, ref: str) -> Path:
         """The model's file, fetched where that is needed; cancelling it ends the download, which keeps its part."""
@@ -168,7 +196,9 @@ class Cluster:
 
         offline = self._settings.models.offline
         try:
-            return await asyncio.to_thread(models.resolve, ref, home=paths.home(), offline=offline, progress=progress)
+            return await run_abandonable(
+                lambda: models.resolve(ref, home=paths.home(), offline=offline, progress=progress), name=f"fetch {ref}"
+            )
         except asyncio.CancelledError:
             given_up.set()  # a thread cannot be cancelled; it ends at its next piece
             raise
@@ -217,5 +247,6 @@ class Cluster:
             task.add_done_callback(self._tasks.discard)
 
     async def _tell_models(self, event: NodeExited) -> None:
-        for model in list(self._models.values()):
+        starting = [loading.model for loading in self._loading.values() if loading.model is not None]
+        for model in (*self._models.values(), *starting):
             await model.node_exited(event)

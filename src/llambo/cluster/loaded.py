@@ -18,6 +18,7 @@ from llambo.cluster.upstream import StreamEnd, Upstream
 from llambo.core.config import Cluster as ClusterConfig
 from llambo.core.errors import LlamboError, NodeLost, NoModel, TimedOut
 from llambo.core.types import Done, Event, GenerateRequest, LoadOptions, ModelInfo
+from llambo.engine import memory
 from llambo.engine.gguf import ModelFile
 
 log = logging.getLogger("llambo.cluster.loaded")
@@ -62,8 +63,16 @@ class LoadedModel:
         self._serving: _Serving | None = None
         self._embedding: _Serving | None = None
         self._embedding_start = asyncio.Lock()
-        self._changed = asyncio.Condition()
+        self._spawning: dict[str, asyncio.Task[NodeHandle]] = {}  # by node name
+        self._died_early: set[str] = set()
+        self._revival: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()  # of this state; each state has its own
         self._restarts: list[float] = []
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the model's node was given up."""
+        return self.state.startswith("failed")
 
     async def start(self) -> None:
         """Starts the node; returns when it answers.
@@ -71,31 +80,34 @@ class LoadedModel:
         Raises: what `Launcher.spawn` raises.
         """
         self._serving = await self._spawn(embedding=False)
-        await self._set_state("ready")
+        self._set_state("ready")
 
     async def stop(self) -> None:
-        """Ends the model's nodes; requests in flight get `NodeLost`, waiting ones `NoModel`."""
-        await self._set_state("freed")
+        """Ends the model's nodes, those that are starting too; requests in flight get `NodeLost`, others `NoModel`."""
+        self._set_state("freed")
         self._slots.close(NoModel(f"model {self.name} was freed"))
-        serving, self._serving = self._serving, None
-        embedding, self._embedding = self._embedding, None
-        for node in (serving, embedding):
-            if node is not None:
-                if not node.gone.done():
-                    node.gone.set_result("its model was freed")
-                await self._launcher.terminate(node.handle.name)
-                await node.upstream.close()
+        starting = [*self._spawning.values(), *([self._revival] if self._revival else [])]
+        for task in starting:
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
+        nodes = [node for node in (self._serving, self._embedding) if node is not None]
+        self._serving = self._embedding = None
+        for node in nodes:
+            await self._bury(node, "its model was freed")
+            await self._launcher.terminate(node.handle.name)
 
     async def node_exited(self, event: NodeExited) -> None:
         """Takes note of a node's death, if it is one of ours, and brings the node back (not in a crash loop)."""
-        if self._embedding is not None and self._embedding.handle.name == event.name:
+        if event.name in self._spawning:
+            self._died_early.add(event.name)  # after it was ready, before `_spawn` went on
+        elif self._embedding is not None and self._embedding.handle.name == event.name:
             dead, self._embedding = self._embedding, None  # the next request for an embedding starts another
-            await self._bury(dead, event)
+            await self._bury(dead, event.reason)
         elif self._serving is not None and self._serving.handle.name == event.name:
             dead, self._serving = self._serving, None
-            await self._set_state("restarting")
-            await self._bury(dead, event)
-            await self._restart(event.reason)
+            self._set_state("restarting")
+            self._revival = asyncio.create_task(self._revive(event.reason), name=f"revive {self.name}")
+            await self._bury(dead, event.reason)
 
     def info(self, *, is_default: bool) -> ModelInfo:
         """A snapshot."""
@@ -143,6 +155,10 @@ class LoadedModel:
             except NodeLost as error:
                 raise await self._explain_loss(node, error) from None
 
+    async def ready(self) -> None:
+        """Returns once the model answers; raises as `generate` does when it will not."""
+        await self._ready_node()
+
     async def tokenize(self, text: str) -> list[int]:
         """See `Door.tokenize`."""
         node = await self._ready_node()
@@ -152,6 +168,7 @@ class LoadedModel:
         """See `Door.embed`; the first call starts a node for it, since an engine that pools decodes more slowly."""
         async with self._embedding_start:
             if self._embedding is None:
+                await asyncio.to_thread(memory.check_fits, self.file, ctx=self.options.ctx, slots=1)
                 self._embedding = await self._spawn(embedding=True)
             node = self._embedding
         try:
@@ -167,9 +184,27 @@ class LoadedModel:
         return "\n\n".join(message.content for message in request.messages)
 
     async def _spawn(self, *, embedding: bool) -> _Serving:
+        """A node that answers; `stop` ends it while it starts.
+
+        Raises: what `Launcher.spawn` raises, `NoModel` when the model is freed, `NodeLost` when the node died at once.
+        """
+        if self.state == "freed":
+            raise NoModel(f"model {self.name} was freed")
         options = replace(self.options, slots=1) if embedding else self.options
         request = NodeRequest(self._new_name(), str(self.file.path), options, embedding=embedding)
-        handle = await self._launcher.spawn(request, timeout_s=self._config.start_timeout)
+        task = asyncio.create_task(self._launcher.spawn(request, timeout_s=self._config.start_timeout))
+        self._spawning[request.name] = task
+        try:
+            handle = await task
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if me is not None and me.cancelling():
+                raise
+            raise NoModel(f"model {self.name} was freed") from None  # `stop` cancelled the spawn alone
+        finally:
+            del self._spawning[request.name]
+        if request.name in self._died_early:
+            raise NodeLost(f"node {request.name} of model {self.name} died as soon as it was ready")
         upstream = Upstream(handle.name, handle.socket_path)
         return _Serving(handle, upstream, asyncio.get_running_loop().create_future())
 
@@ -179,8 +214,9 @@ class LoadedModel:
         Raises: `NoModel` once the model is freed, `NodeLost` when its node is given up, `TimedOut`.
         """
         try:
-            async with asyncio.timeout(self._config.queue_timeout), self._changed:
-                await self._changed.wait_for(lambda: self.state not in ("loading", "restarting"))
+            async with asyncio.timeout(self._config.queue_timeout):
+                while self.state in ("loading", "restarting"):
+                    await self._changed.wait()
         except TimeoutError:
             raise TimedOut(f"model {self.name} was not ready within {self._config.queue_timeout:g} s") from None
         if self._serving is not None:
@@ -197,35 +233,30 @@ class LoadedModel:
             return error
         return NodeLost(f"node {node.handle.name} of model {self.name} is gone: {reason}")
 
-    async def _bury(self, node: _Serving, event: NodeExited) -> None:
+    async def _bury(self, node: _Serving, reason: str) -> None:
         if not node.gone.done():
-            node.gone.set_result(event.reason)
+            node.gone.set_result(reason)
         await node.upstream.close()
 
-    async def _restart(self, reason: str) -> None:
+    async def _revive(self, reason: str) -> None:
         now = time.monotonic()
         self._restarts = [t for t in self._restarts if now - t < RESTART_WINDOW_S] + [now]
         if len(self._restarts) > MAX_RESTARTS:
-            await self._set_state(f"failed: its node died {len(self._restarts)} times in a minute ({reason})")
+            self._set_state(f"failed: its node died {len(self._restarts)} times in a minute ({reason})")
             return
         try:
-            serving = await self._spawn(embedding=False)
+            self._serving = await self._spawn(embedding=False)
         except LlamboError as error:
-            await self._set_state(f"failed: {error.message}")
+            self._set_state(f"failed: {error.message}")
             return
-        if self.state == "freed":  # while the new node was starting
-            await self._launcher.terminate(serving.handle.name)
-            await serving.upstream.close()
-            return
-        self._serving = serving
-        log.info("model %s is back on node %s", self.name, serving.handle.name)
-        await self._set_state("ready")
+        log.info("model %s is back on node %s", self.name, self._serving.handle.name)
+        self._set_state("ready")
 
-    async def _set_state(self, state: str) -> None:
-        async with self._changed:
-            if self.state != "freed":
-                self.state = state
-            self._changed.notify_all()
+    def _set_state(self, state: str) -> None:
+        if self.state != "freed":  # nothing comes after that
+            self.state = state
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 def node_names() -> Callable[[], str]:

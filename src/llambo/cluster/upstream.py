@@ -6,6 +6,7 @@ Knows llama-server's endpoints (tools/server/README.md in llama.cpp) and nothing
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from llambo.core.types import Message, Sampling, TokenEvent
 
 _BASE = "http://node"  # the host of a URL means nothing on a Unix socket
 _JSON = {"Content-Type": "application/json"}
+# An engine that pools must take a text as one batch, and its batch is its context.
+_TOO_LONG_TO_POOL = re.compile(r"input \((\d+) tokens\) is too large to process.*current batch size: (\d+)")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -183,13 +186,18 @@ def _stream_end(chunk: _Chunk) -> StreamEnd:
     return StreamEnd(reason, chunk.tokens_predicted, chunk.tokens_evaluated, cached)
 
 
+def _too_long(what: str, tokens: int, ctx: int) -> PromptTooLong:
+    return PromptTooLong(
+        f"the {what} has {tokens} tokens and the context holds {ctx}; shorten it or load the model with a larger ctx"
+    )
+
+
 def _error_of(error: _Error | None) -> LlamboError:
     match error:
         case _Error(type="exceed_context_size_error"):
-            return PromptTooLong(
-                f"the prompt has {error.n_prompt_tokens} tokens and the context holds {error.n_ctx}; "
-                f"shorten the prompt or load the model with a larger ctx"
-            )
+            return _too_long("prompt", error.n_prompt_tokens, error.n_ctx)
+        case _Error() if found := _TOO_LONG_TO_POOL.search(error.message):
+            return _too_long("text", int(found[1]), int(found[2]))
         case _Error(type="invalid_request_error"):
             return BadRequest(error.message)
         case _Error():

@@ -128,6 +128,8 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, _Value]:
     schema = _schema()
     found: dict[str, _Value] = {}
     for variable, raw in sorted(environment.items()):
+        if not raw:  # empty is unset, as everywhere
+            continue
         if variable in ALIASES:
             section, name = ALIASES[variable]
         else:

@@ -46,7 +46,7 @@ def runtime_dir() -> Path:
 def make_private_dir(path: Path) -> Path:
     """Creates `path` with mode 0700, or checks that it is a directory of ours that nobody else can enter.
 
-    Raises: `BadConfig` where it cannot be made or is no directory, `Refused` where it belongs to another user.
+    Raises: `BadConfig` where it cannot be made or is no directory, `Refused` where others can enter it.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -58,7 +58,8 @@ def make_private_dir(path: Path) -> Path:
     if facts.st_uid != os.geteuid():
         raise Refused(f"{path} belongs to another user; set LLAMBO_RUNTIME_DIR to a directory of yours")
     if stat.S_IMODE(facts.st_mode) & 0o077:
-        path.chmod(0o700)
+        # Not ours to change: it may be a directory that others have a use for, such as /tmp.
+        raise Refused(f"{path} can be entered by others; `chmod 700` it, or set LLAMBO_RUNTIME_DIR to another one")
     return path
 
 
@@ -66,9 +67,15 @@ def make_short_private_dir(parent: Path, prefix: str, longest_name: str) -> Path
     """A fresh private directory in which a socket called `longest_name` has a path that fits.
 
     It lies in `parent` unless that makes the path too long; then in the system's temporary directory.
+
+    Raises: `BadConfig`, `Refused`.
     """
-    candidate = tempfile.mkdtemp(prefix=prefix, dir=make_private_dir(parent))
-    if len(os.fsencode(f"{candidate}/{longest_name}")) <= SOCKET_PATH_MAX:
-        return Path(candidate)
-    Path(candidate).rmdir()
-    return Path(tempfile.mkdtemp(prefix=f"{OVERFLOW_PREFIX}{prefix}"))
+    parent = make_private_dir(parent)
+    try:
+        candidate = tempfile.mkdtemp(prefix=prefix, dir=parent)
+        if len(os.fsencode(f"{candidate}/{longest_name}")) <= SOCKET_PATH_MAX:
+            return Path(candidate)
+        Path(candidate).rmdir()
+        return Path(tempfile.mkdtemp(prefix=f"{OVERFLOW_PREFIX}{prefix}"))
+    except OSError as error:
+        raise BadConfig(f"cannot create a directory in {parent}: {error.strerror}") from None

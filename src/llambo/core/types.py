@@ -20,12 +20,26 @@ MAX_TEMPERATURE = 5.0
 MAX_SEED = 2**32 - 2  # 2**32 - 1 is llama.cpp's word for "choose one"
 
 
+def check_unicode(what: str, text: str) -> None:
+    """Refuses what cannot be sent as UTF-8: half characters, as they come of undecodable bytes on a command line.
+
+    Raises: `BadRequest`.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"{what} is not valid Unicode text (position {error.start})") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
 
     role: Role
     content: str
+
+    def __post_init__(self) -> None:
+        check_unicode("a message", self.content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +84,7 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.raw_prompt is not None):
             raise BadRequest("give either messages or raw_prompt, and not both")
+        check_unicode("the prompt", self.raw_prompt or "")
 
     @classmethod
     def from_prompt(

@@ -138,6 +138,7 @@ def _fetch_locked(source: Source, part: Part, tell: Progress, pause: Callable[[f
                 failures = 1 if part.size > before else failures + 1
                 if failures >= ATTEMPTS:
                     raise DownloadFailed(_give_up(source, part, str(broken))) from None
+                tell(part.size, 0)  # who has given up meanwhile raises here
                 pause(min(max(FIRST_PAUSE_S * 2 ** (failures - 1), broken.wait_s), LONGEST_PAUSE_S))
     _check_sum(source, part, expected)
     tell(part.size, part.size)

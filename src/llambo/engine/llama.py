@@ -84,7 +84,7 @@ def open_server(
     if embedding:
         params.embedding = True
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-        params.n_ubatch = params.n_batch = max(512, min(ctx, 2048))
+        params.n_ubatch = params.n_batch = max(512, ctx)  # pooling takes a whole text at once
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:

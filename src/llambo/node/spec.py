@@ -6,6 +6,7 @@ Zygote and nodes to launcher, on standard output (each line under PIPE_BUF, so t
     {"event": "up", "pid"}                          the zygote has imported the engine
     {"event": "broken", "message"}                  it cannot, and ends
     {"event": "started", "name", "pid"}             a node was forked
+    {"event": "unforked", "name", "message"}        the system would not make the process
     {"event": "ready", "name", "pid", "address"}    its engine answers at `address`
     {"event": "failed", "name", "message"}          its engine refused; it ends
     {"event": "exited", "name", "pid", "status"}    it is gone; status as `subprocess` has it: -9 is SIGKILL

@@ -11,6 +11,8 @@ import json
 import os
 import select
 import signal
+import sys
+import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -70,7 +72,11 @@ class Zygote:
 
     def _spawn(self, spec: NodeSpec) -> None:
         parent_pid = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # of this node alone: the others go on
+            node.say(_STDOUT, event="unforked", name=spec.name, message=str(error.strerror))
+            return
         if pid == 0:
             self._become(spec, parent_pid)
         self._names[pid] = spec.name
@@ -91,6 +97,9 @@ class Zygote:
                 node.run(spec, events_fd=events_fd, lifeline_fd=self._lifeline_read, parent_pid=parent_pid)
             except OSError as error:
                 node.say(events_fd, event="failed", name=spec.name, message=str(error))
+        except BaseException:  # whatever it was, this child must not become a second zygote
+            traceback.print_exc()
+            sys.stderr.flush()
         finally:
             os._exit(1)
 

@@ -1,7 +1,7 @@
 """Nodes as processes on this machine, forked by a zygote.
 
-Owns the zygote, the run directory with one private directory per node, and the nodes' log files. The run directory's
-name carries our process id, so that a later launcher can remove what a killed one had to leave.
+Owns the zygote, the run directory with one private directory per node, and the nodes' log files. The run directory is
+locked for as long as we live, so that a later launcher can tell, and remove, what a killed one had to leave.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import fcntl
 import json
 import logging
 import os
@@ -20,8 +21,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from llambo.cluster.launch.base import NodeExited, NodeHandle, NodeRequest
 from llambo.core import paths
 from llambo.core.errors import BadModel, LlamboError, TimedOut
@@ -31,6 +30,7 @@ from llambo.node.spec import SOCKET_NAME, NodeSpec
 log = logging.getLogger("llambo.launch.local")
 
 RUN_PREFIX = "nodes-"
+LOGS_KEPT = 50
 _LOG_TAIL_LINES = 5
 _LOG_TAIL_BYTES = 4096
 _START_S = 60.0  # the zygote's own start: an import of a 100 MB library from a cold disk
@@ -44,14 +44,15 @@ class _Node:
         self.spec = spec
         self.ready: asyncio.Future[NodeHandle] = loop.create_future()
         self.exited: asyncio.Future[str] = loop.create_future()  # the reason
-        self.complaint = ""
+        self.complaint = ""  # of the engine
+        self.unforked = ""  # why there never was a process
         self.expected_to_end = False
 
 
 class LocalLauncher:
     """A launcher for this machine; nothing is started before the first spawn.
 
-    `run_parent` gets the run directory, `log_dir` a file `NAME.log` per node (default: within the node's directory,
+    `run_parent` gets the run directory, `log_dir` a file `PID-NAME.log` per node (default: within the node's directory,
     gone with it).
     """
 
@@ -59,6 +60,7 @@ class LocalLauncher:
         self._run_parent = run_parent
         self._log_dir = log_dir
         self._run_dir: Path | None = None
+        self._run_lock = -1  # a descriptor of the run directory, locked for as long as we live
         self._nodes: dict[str, _Node] = {}
         self._exits: asyncio.Queue[NodeExited] = asyncio.Queue()
         self._zygote: asyncio.subprocess.Process | None = None
@@ -68,8 +70,12 @@ class LocalLauncher:
 
     async def spawn(self, request: NodeRequest, *, timeout_s: float) -> NodeHandle:
         """See `Launcher.spawn`."""
-        zygote = await self._ensure_zygote()
-        node = _Node(self._prepare(request))
+        try:
+            zygote = await self._ensure_zygote()
+            node = _Node(self._prepare(request))
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            raise LlamboError(f"cannot start a node: {place}{error.strerror or error}") from None
         self._nodes[request.name] = node
         self._order(zygote, {"spawn": dataclasses.asdict(node.spec)})
         try:
@@ -81,6 +87,9 @@ class LocalLauncher:
         except asyncio.CancelledError:
             await asyncio.shield(self.terminate(request.name))
             raise
+        if node.unforked:
+            self._forget(node)
+            raise LlamboError(f"cannot start a node: the system makes no process for it: {node.unforked}")
         if node.exited.done():
             raise BadModel(self._explain(node, request))
         return node.ready.result()
@@ -114,21 +123,23 @@ class LocalLauncher:
                 await self._reader
             if self._run_dir is not None:
                 shutil.rmtree(self._run_dir, ignore_errors=True)
+                os.close(self._run_lock)
                 self._run_dir = None
 
     def _prepare(self, request: NodeRequest) -> NodeSpec:
         if self._run_dir is None:
             sweep(self._run_parent)
-            prefix = f"{RUN_PREFIX}{os.getpid()}-"
-            self._run_dir = paths.make_short_private_dir(self._run_parent, prefix, f"{request.name}/{SOCKET_NAME}")
+            if self._log_dir is not None:
+                prune_logs(paths.make_private_dir(self._log_dir))
+            self._run_dir, self._run_lock = _make_run_dir(self._run_parent)
         directory = self._run_dir / request.name
         directory.mkdir(mode=0o700)
-        log_dir = self._log_dir or directory
-        log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Our process id in the name: two launchers of one home share the directory of logs.
+        log_dir, log_name = self._log_dir or directory, f"{os.getpid()}-{request.name}.log"
         return NodeSpec(
             name=request.name,
             directory=str(directory),
-            log_path=str(log_dir / f"{request.name}.log"),
+            log_path=str(log_dir / log_name),
             model_path=request.model_path,
             ctx=request.options.ctx,
             slots=request.options.slots,
@@ -193,6 +204,9 @@ class LocalLauncher:
                     node.ready.set_result(NodeHandle(node.spec.name, event["pid"], node.spec.socket_path))
             case "failed":
                 node.complaint = event["message"]
+            case "unforked":
+                node.unforked = event["message"]
+                node.exited.set_result("it was never made")
             case "exited":
                 self._take_exit(node, event["pid"], _exit_reason(event["status"]))
 
@@ -240,10 +254,32 @@ def read_tail(path: Path) -> str:
     return " | ".join(line.strip() for line in lines[-_LOG_TAIL_LINES:] if line.strip())
 
 
+def _make_run_dir(run_parent: Path) -> tuple[Path, int]:
+    """A fresh run directory and a descriptor of it whose lock tells other launchers that it is in use."""
+    while True:
+        directory = paths.make_short_private_dir(run_parent, RUN_PREFIX, f"n{10**6}/{SOCKET_NAME}")
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if directory.exists():  # nobody swept it away in the moment before the lock
+            return directory, lock
+        os.close(lock)
+
+
 def sweep(run_parent: Path) -> None:
     """Removes run directories (there, and where long paths made them go) whose launcher was killed before it could."""
-    overflow = Path(tempfile.gettempdir()).glob(f"{paths.OVERFLOW_PREFIX}{RUN_PREFIX}*-*")
-    for directory in (*run_parent.glob(f"{RUN_PREFIX}*-*"), *overflow):
-        owner = directory.name.partition(RUN_PREFIX)[2].split("-")[0]
-        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(directory, ignore_errors=True)  # another user's directory stays: it is not ours to remove
+    overflow = Path(tempfile.gettempdir()).glob(f"{paths.OVERFLOW_PREFIX}{RUN_PREFIX}*")
+    for directory in (*run_parent.glob(f"{RUN_PREFIX}*"), *overflow):
+        with contextlib.suppress(OSError):  # in use, another user's, or gone meanwhile
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def prune_logs(log_dir: Path) -> None:
+    """Removes all but the newest of the logs that earlier nodes left."""
+    logs = sorted(log_dir.glob("*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in logs[LOGS_KEPT:]:
+        path.unlink(missing_ok=True)
