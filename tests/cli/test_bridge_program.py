@@ -21,9 +21,12 @@ from tests.cli.programs import run, start
 
 
 @contextmanager
-def bridge(*arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A bridge that listens; ended, if the test has not done so."""
-    process = start("llama-cpp-bridge", *arguments, stdin=subprocess.DEVNULL)
+def bridge(*arguments: str | Path, ignore: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """A bridge that listens; ended, if the test has not done so. It inherits the signal `ignore` as nohup does it."""
+    before = signal.signal(ignore, signal.SIG_IGN) if ignore else None
+    process = start("llama-cpp-bridge", *arguments, stdin=subprocess.DEVNULL, restore_signals=False)
+    if ignore:
+        signal.signal(ignore, before)
     assert process.stdout is not None
     assert process.stderr is not None
     try:
@@ -90,9 +93,18 @@ def test_a_second_signal_ends_answers_at_once(walk_model: Path, tmp_path: Path) 
         with pytest.raises(LlamboError):
             for _ in tokens:
                 process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
     assert not psutil.wait_procs(children, timeout=5)[1]
     assert not (tmp_path / "bridge.sock").exists()
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    with bridge(ignore=signal.SIGHUP) as process:
+        process.send_signal(signal.SIGHUP)
+        assert speak(tmp_path / "bridge.sock", "PING")[0]["message"] == "pong"
+        assert process.poll() is None
 
 
 def test_quit_stops_it_with_nothing_left(tmp_path: Path) -> None:

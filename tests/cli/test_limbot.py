@@ -8,6 +8,7 @@ import pty
 import re
 import shlex
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -136,6 +137,28 @@ def test_ctrl_c_while_it_starts_is_quiet_too() -> None:
     assert (process.returncode, output, errors) == (130, b"", b"")
 
 
+def test_ctrl_c_during_a_download_that_stalls_ends_it_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reference = f"http://127.0.0.1:{server.getsockname()[1]}/x.gguf"
+        process = start("limbot", "-m", reference, "hi", stdin=subprocess.DEVNULL)
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1)  # it asks, and nobody answers
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+
+
+def test_a_prompt_that_is_no_text_is_refused() -> None:
+    done = subprocess.run(
+        [*command("limbot"), b"\xff\xfe hi"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"is not valid Unicode text" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_a_reader_that_has_had_enough_is_no_crash(walk_model: Path) -> None:
     process = start("limbot", "-m", walk_model, "--temperature", "0", "hello", stdin=subprocess.DEVNULL)
     assert process.stdout is not None
@@ -212,7 +235,8 @@ def test_the_running_bridge_answers_when_it_has_the_model(tmp_path: Path, walk_m
     assert run("llamboctl", "bridge", "start", "--model", walk_model).returncode == 0
     try:
         by_default = json.loads(run("limbot", "--json", *GREEDY, "hello").stdout)
-        by_path = json.loads(run("limbot", "--json", *GREEDY, "-m", walk_model, "hello").stdout)
+        relative = os.path.relpath(walk_model)
+        by_path = json.loads(run("limbot", "--json", *GREEDY, "-m", relative, "hello").stdout)
         elsewhere = json.loads(run("limbot", "--json", *GREEDY, "-m", "built-in", QUESTION).stdout)
         assert (by_default["model"], by_path["model"], elsewhere["model"]) == ("walk", "walk", "built-in")
         status = json.loads(run("llamboctl", "bridge", "status", "--json").stdout)

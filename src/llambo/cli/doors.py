@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from llambo.cluster.door import Door
 from llambo.core import paths
 from llambo.core.config import Config
 from llambo.core.errors import LlamboError, Unreachable
+from llambo.core.types import ModelInfo
 from llambo.engine import models
 from llambo.engine.download import Progress
 
@@ -26,11 +28,10 @@ async def open_door(config: Config, model: str, progress: Progress | None = None
     """
     async with _running_bridge(config) as bridge:
         if bridge is not None:
-            path = _path_of(model)
-            for info in (await bridge.refresh()).models:
-                if not model or model == info.name or path == info.path:
-                    yield bridge, info.name
-                    return
+            name = _find(model, (await bridge.refresh()).models)
+            if name is not None:
+                yield bridge, name
+                return
     settings = config.settings
     async with Cluster(settings, progress=progress) as cluster:
         info = await cluster.load(model or settings.models.default)
@@ -52,12 +53,16 @@ async def _running_bridge(config: Config) -> AsyncIterator[BridgeDoor | None]:
         yield BridgeDoor(client)
 
 
-def _path_of(ref: str) -> str:
-    """The file that a reference means here, as far as that is known without the network."""
+def _find(wanted: str, loaded: tuple[ModelInfo, ...]) -> str | None:
+    """The name of the loaded model that is meant: by its name, by any reference to its file, or the default one."""
     try:
-        return str(models.resolve(ref, home=paths.home(), offline=True))
-    except LlamboError:
-        return ""
+        path = os.path.realpath(models.resolve(wanted, home=paths.home(), offline=True)) if wanted else None
+    except LlamboError:  # it is not on this machine
+        path = None
+    for info in loaded:
+        if not wanted or wanted == info.name or path == os.path.realpath(info.path):
+            return info.name
+    return None
 
 
 def _socket_of_running(config: Config) -> str | None:
