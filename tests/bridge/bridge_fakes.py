@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import uvloop
 
 from llambo.bridge.server import BridgeServer
@@ -222,6 +228,64 @@ async def running_bridge(
         leftover = asyncio.all_tasks() - {asyncio.current_task()}
         assert not leftover, f"tasks left behind: {leftover}"
         assert door.active == 0
+
+
+@contextlib.contextmanager
+def deaf_bridge(path: Path) -> Iterator[None]:
+    """Agrees to the binary protocol, once, and then reads nothing more."""
+    gone = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b'{"status":"ok"}\n')
+                gone.wait()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            gone.set()
+            thread.join(PATIENCE_S)
+
+
+@contextlib.contextmanager
+def bridge_of_another_user() -> Iterator[tuple[str, Callable[[], str]]]:
+    """The path of a socket that user 65534 listens on; calling the second ends it and gives what it was told."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory(prefix="llambo-test-") as directory:
+        Path(directory).chmod(0o777)
+        path = f"{directory}/b.sock"
+        # Isolated, since the other user may not read where we are.
+        arguments = [sys.executable, "-I", "-S", "-c", _ANOTHER_USER, path]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd="/") as process:
+            assert process.stdout is not None
+            try:
+                assert process.stdout.readline() == "ready\n"
+                yield path, process.stdout.readline
+            finally:
+                process.kill()
+
+
+_ANOTHER_USER = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o777)
+listener.listen()
+print("ready", flush=True)
+connection, _ = listener.accept()
+print(connection.recv(1000), flush=True)
+"""
 
 
 @contextlib.contextmanager

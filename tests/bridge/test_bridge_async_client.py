@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from bridge_fakes import PATIENCE_S, Running
+from bridge_fakes import PATIENCE_S, Running, bridge_of_another_user, deaf_bridge
 
 from llambo.bridge import async_link
 from llambo.bridge.async_client import AsyncBridge
 from llambo.bridge.client_calls import Token
-from llambo.core.errors import BadRequest, LlamboError, NodeLost, NotFound, Overloaded, TimedOut, Unreachable
+from llambo.core.errors import BadRequest, LlamboError, NodeLost, NotFound, Overloaded, Refused, TimedOut, Unreachable
 
 
 async def test_every_call_works(bridge: Running) -> None:
@@ -70,6 +71,46 @@ async def test_a_call_that_takes_too_long_is_cancelled(bridge: Running) -> None:
         with pytest.raises(TimedOut):
             await client.infer("hold", timeout_s=0.05)
         await bridge.door.until_active(0)
+
+
+async def test_waiting_to_send_belongs_to_the_time_of_a_call(path: Path) -> None:
+    with deaf_bridge(path):
+        async with AsyncBridge.connect(str(path)) as client:
+            stuck = asyncio.create_task(client.infer("x" * (4 << 20)))
+            while client._link._can_write.is_set():
+                await asyncio.sleep(0)
+            with pytest.raises(TimedOut):
+                await asyncio.wait_for(client.ping(timeout_s=0.05), PATIENCE_S)
+            with pytest.raises(TimedOut):
+                await asyncio.wait_for(anext(client.stream("x", timeout_s=0.05)), PATIENCE_S)
+        with pytest.raises(Unreachable):
+            await stuck
+
+
+async def test_text_that_is_none_is_told_and_the_connection_goes_on(bridge: Running) -> None:
+    async with AsyncBridge.connect(str(bridge.path)) as client:
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: client.infer("\ud800"),
+            lambda: client.infer("x", system="\ud800"),
+            lambda: client.infer_stream("\ud800", print),
+            lambda: client.infer_multi(["x", "\ud800"]),
+            lambda: client.load_model("/m/\udcff.gguf"),
+            lambda: client.embed("x", model="\ud800"),
+        ]
+        for call in calls:
+            with pytest.raises(BadRequest, match="is not valid Unicode text"):
+                await call()
+        await client.ping()
+    for where, token in (("tcp!127.0.0.1!1", "\ud800"), ("/\ud800", ""), ("tcp!\ud800!1", "")):
+        with pytest.raises((BadRequest, Unreachable)):
+            await AsyncBridge.connect(where, token=token)
+
+
+async def test_another_user_is_told_nothing() -> None:
+    with bridge_of_another_user() as (path, told):
+        with pytest.raises(Refused, match=rf"{path} .*uid 65534"):
+            await AsyncBridge.connect(path, timeout_s=PATIENCE_S)
+        assert told() == "b''\n"
 
 
 async def test_errors_have_the_classes_of_the_bridge(bridge: Running) -> None:

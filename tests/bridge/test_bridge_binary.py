@@ -147,3 +147,11 @@ def test_an_error_keeps_code_message_and_what_was_done() -> None:
 def test_what_is_no_answer_is_a_bad_request(data: bytes) -> None:
     with contextlib.suppress(BadRequest):
         decode_answer(data)
+
+
+def test_many_prompts_share_one_system_prompt() -> None:
+    command = request(op="infer_multi", prompts=["a", "b"], system="be kind")
+    assert isinstance(command, c.InferMulti)
+    first, second = (request.messages for request in command.requests)
+    assert first == (Message("system", "be kind"), Message("user", "a"))
+    assert first[0] is second[0], "it is checked once, however many prompts there are"

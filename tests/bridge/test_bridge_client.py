@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import runpy
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bridge_fakes import PATIENCE_S, Running, bridge_in_thread
+from bridge_fakes import PATIENCE_S, Running, bridge_in_thread, bridge_of_another_user, deaf_bridge
 
+from llambo.bridge import dial
 from llambo.bridge.client import Bridge
 from llambo.bridge.client_calls import Token
 from llambo.bridge.client_connection import ClientConnection
@@ -25,6 +32,7 @@ from llambo.core.errors import (
     NoModel,
     NotFound,
     Overloaded,
+    Refused,
     TimedOut,
     TooLarge,
     Unreachable,
@@ -165,6 +173,101 @@ def test_a_call_that_takes_too_long_is_cancelled(client: Bridge, threaded: Runni
     client.ping()
 
 
+def test_waiting_for_another_thread_to_send_belongs_to_the_time_of_a_call(path: Path) -> None:
+    failures: list[LlamboError] = []
+
+    def fill() -> None:
+        try:
+            client.infer("x" * (4 << 20), timeout_s=PATIENCE_S)
+        except LlamboError as error:
+            failures.append(error)
+
+    with deaf_bridge(path):
+        client = Bridge.connect(str(path))
+        thread = threading.Thread(target=fill)
+        thread.start()
+        while not client._link._sending.locked():
+            time.sleep(0)
+        with pytest.raises(TimedOut):
+            client.ping(timeout_s=0.05)
+    thread.join(PATIENCE_S)
+    assert isinstance(failures[0], Unreachable), "the bridge went away before its time was over"
+    client.disconnect()
+
+
+def test_a_stream_that_the_garbage_collector_closes_during_a_request_is_cancelled(
+    client: Bridge, threaded: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.me = self
+            self.stream = client.stream("hold")
+
+    request = ClientConnection.request
+
+    def request_and_collect(connection: ClientConnection, op: str, fields: dict[str, Any]) -> tuple[int, bytes]:
+        if op == "ping":
+            gc.collect()  # as any allocation may, while this thread holds the lock for sending
+        return request(connection, op, fields)
+
+    assert next(Ring().stream).text == "held"
+    monkeypatch.setattr(ClientConnection, "request", request_and_collect)
+    thread = threading.Thread(target=client.ping, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    until_inactive(threaded)
+
+
+def test_a_cancel_that_cannot_be_sent_is_sent_later(client: Bridge, threaded: Running) -> None:
+    stream = client.stream("hold")
+    next(stream)
+    with client._link._sending:
+        stream.close()
+        assert threaded.door.active == 1
+    client.ping()
+    until_inactive(threaded)
+
+
+def test_text_that_is_none_is_told_and_the_connection_goes_on(client: Bridge) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: client.infer("\ud800"),
+        lambda: client.infer("x", system="\ud800"),
+        lambda: client.infer("x", model="\ud800"),
+        lambda: client.infer(messages=[Message("user", "\ud800")]),
+        lambda: client.infer(messages=[Message("\ud800", "x")]),  # type: ignore[arg-type]
+        lambda: list(client.stream("\ud800")),
+        lambda: client.infer_multi(["x", "\ud800"]),
+        lambda: client.load_model("/m/\udcff.gguf"),
+        lambda: client.load_model("/m/x", "\ud800"),
+        lambda: client.tokenize("\ud800"),
+        lambda: client.embed("x", model="\ud800"),
+        lambda: client.free_model("\ud800"),
+        lambda: client.cancel("\ud800"),
+    ]
+    for call in calls:
+        with pytest.raises(BadRequest, match="is not valid Unicode text"):
+            call()
+    with pytest.raises(BadRequest, match=r"prompts 2 .*U\+D800"):
+        client.infer_multi(["x", "\ud800"])
+    client.ping()
+    with pytest.raises(BadRequest, match="token is not valid Unicode text"):
+        Bridge.connect(client.address, token="\ud800")
+
+
+@pytest.mark.parametrize("where", ["/\ud800", "unix!/\ud800", "tcp!\ud800!1", "tcp!a..b!1", f"tcp!{'a' * 64}!1"])
+def test_an_address_that_is_none_is_told(where: str) -> None:
+    with pytest.raises(BadConfig):
+        Bridge.connect(where)
+
+
+def test_another_user_is_told_nothing() -> None:
+    with bridge_of_another_user() as (path, told):
+        with pytest.raises(Refused, match=rf"{path} .*uid 65534"):
+            Bridge.connect(path, timeout_s=PATIENCE_S)
+        assert told() == "b''\n"
+
+
 def test_several_threads_share_a_connection(client: Bridge) -> None:
     failures: list[BaseException] = []
 
@@ -201,6 +304,38 @@ def test_the_default_path_comes_from_the_environment(threaded: Running, monkeypa
     monkeypatch.setenv("LLAMBO_BRIDGE_SOCKET", str(threaded.path))
     with Bridge.connect() as bridge:
         bridge.ping()
+
+
+@pytest.mark.parametrize("variable", ["", None])
+def test_without_it_the_default_path_comes_from_the_configuration(
+    variable: str | None, threaded: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable is None:
+        monkeypatch.delenv("LLAMBO_BRIDGE_SOCKET")
+    else:
+        monkeypatch.setenv("LLAMBO_BRIDGE_SOCKET", variable)
+    monkeypatch.setenv("HOME", str(threaded.path.parent))
+    file = Path(os.environ["LLAMBO_HOME"]) / "cluster-config.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("bridge:\n  socket_path: ~/b.sock\n")
+    with Bridge.connect() as bridge:
+        assert bridge.address == f"unix!{threaded.path}"
+    monkeypatch.setenv("LLAMBO_BRIDGE_SOCKET_PATH", "/elsewhere/b.sock")
+    with pytest.raises(Unreachable, match="/elsewhere/b"):
+        Bridge.connect()
+
+
+def test_the_configuration_is_not_read_where_the_environment_says_it() -> None:
+    code = "import sys; from llambo.bridge.dial import default_socket_path as d; d(); print('pydantic' in sys.modules)"
+    for variable, wanted in (("/x", "False\n"), ("", "True\n")):
+        environment = {**os.environ, "LLAMBO_BRIDGE_SOCKET": variable}
+        assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == wanted
+
+
+def test_a_path_may_be_as_long_as_the_system_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for platform, limit in (("linux", 107), ("darwin", 103), ("freebsd14", 103)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert runpy.run_path(str(dial.__file__))["MAX_PATH_BYTES"] == limit
 
 
 def test_a_bridge_that_is_full_says_so(path: Path) -> None:

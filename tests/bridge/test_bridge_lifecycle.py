@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
 import socket
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from bridge_fakes import PATIENCE_S, FakeDoor, Running, running_bridge
 
+from llambo.bridge import listen
 from llambo.bridge.listen import BoundSocket, bind_unix
 from llambo.bridge.server import BridgeServer
-from llambo.core.errors import BadConfig, NameInUse, Refused
+from llambo.core import paths
+from llambo.core.errors import BadConfig, LlamboError, NameInUse, Refused
 
 
 async def start(path: Path) -> None:
@@ -106,7 +110,8 @@ async def test_a_file_in_place_of_the_directory_is_named(tmp_path: Path) -> None
         await start(tmp_path / "file" / "b.sock")
 
 
-def test_a_directory_without_permission_is_told(tmp_path: Path) -> None:
+def test_a_directory_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "_only_starter", contextlib.nullcontext)  # whose directory is another
     tmp_path.chmod(0o500)
     user = os.geteuid()
     if user == 0:
@@ -119,9 +124,60 @@ def test_a_directory_without_permission_is_told(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-async def test_a_locked_directory_is_waited_for(path: Path) -> None:
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def test_a_lock_that_others_can_take_hinders_nobody(path: Path) -> None:
+    with locked(path.parent):
+        bind_unix(path, 1).socket.close()
+    assert list(paths.runtime_dir().iterdir()) == [], "the lock leaves no file behind"
+
+
+def test_a_start_that_takes_for_ever_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "_LOCK_TIMEOUT_S", 0.02)
+    with locked(paths.make_private_dir(paths.runtime_dir())), pytest.raises(NameInUse, match=r"starting.*run"):
+        bind_unix(path, 1)
+
+
+def test_of_many_that_find_a_stale_socket_one_replaces_it(path: Path) -> None:
+    stale(path)
     bound: list[BoundSocket] = []
-    directory = os.open(path.parent, os.O_RDONLY)
+    refused: list[NameInUse] = []
+
+    def start_one() -> None:
+        try:
+            bound.append(bind_unix(path, 16))
+        except NameInUse as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=start_one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert (len(bound), len(refused)) == (1, 7)
+    bound[0].socket.close()
+
+
+def test_an_error_without_a_number_says_what_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(listener: socket.socket, where: Path) -> None:
+        raise OSError("AF_UNIX path too long")  # as Python itself raises it
+
+    monkeypatch.setattr(listen, "_bind_private", fail)
+    with pytest.raises(LlamboError, match=r"cannot listen on .*: AF_UNIX path too long"):
+        bind_unix(path, 1)
+
+
+async def test_a_start_waits_for_another_one(path: Path) -> None:
+    bound: list[BoundSocket] = []
+    directory = os.open(paths.make_private_dir(paths.runtime_dir()), os.O_RDONLY)
     fcntl.flock(directory, fcntl.LOCK_EX)
     started = threading.Thread(target=lambda: bound.append(bind_unix(path, 1)))
     started.start()

@@ -117,3 +117,17 @@ async def test_long_lines_sent_ahead_are_answered_in_full(path: Path) -> None:
         client.send("".join(f"INFER {number}{text}\n" for number in range(20)))
         for number in range(20):
             assert (await client.line())["data"] == f"{number}{text}"
+
+
+async def test_a_client_that_stopped_reading_a_stream_can_cancel_it(path: Path) -> None:
+    async with running_bridge(path, settings=BridgeSettings(write_buffer_bytes=4096)) as bridge:
+        client = await bridge.client()
+        await client.hello()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.send_frame(id=1, op="infer_stream", prompt="endless")
+        await bridge.door.until_active(1)
+        (session,) = bridge.server._house.sessions
+        while session.is_writable:
+            await asyncio.sleep(0)
+        client.send_frame(id=2, op="cancel", target=1)
+        await bridge.door.until_active(0)

@@ -138,6 +138,18 @@ def test_a_full_pool_waits_and_then_gives_up(base: str) -> None:
         assert pool.infer("hello") == "hello"
 
 
+def test_the_size_comes_from_the_configuration(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMBO_BRIDGE_CONNECTION_POOL_SIZE", "1")
+    with bridge_in_thread(Path(f"{base}-0.sock")):
+        for pool in (BridgePool([f"{base}-0.sock"], timeout_s=0.2), BridgePool.discover(base, timeout_s=0.2)):
+            with pool:
+                stream = pool.stream("hold")
+                next(stream)
+                with pytest.raises(TimedOut, match="all 1 connections"):
+                    pool.infer("hello")
+                stream.close()
+
+
 def test_many_threads_use_one_pool(three: list[Running], base: str) -> None:
     failures: list[BaseException] = []
     with BridgePool.discover(base, size=2) as pool:

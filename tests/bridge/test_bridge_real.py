@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from llambo.bridge.async_client import AsyncBridge
 from llambo.bridge.remote import BridgeDoor
 from llambo.bridge.server import BridgeServer
 from llambo.cluster.api import Cluster
+from llambo.core.errors import TimedOut
 from llambo.core.types import Done, GenerateRequest, Sampling, TokenEvent
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])  # what differs between loops is tested without models
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])  # what differs betw
 @dataclass(frozen=True)
 class Real:
     cluster: Cluster
+    server: BridgeServer
     path: Path
 
     @asynccontextmanager
@@ -43,7 +46,7 @@ async def empty(path: Path) -> AsyncIterator[Real]:
     async with Cluster() as cluster:
         server = BridgeServer(cluster, path)
         await server.start()
-        yield Real(cluster, path)
+        yield Real(cluster, server, path)
         await server.stop(0)
 
 
@@ -65,6 +68,23 @@ async def last_of(client: RawClient) -> dict[str, object]:
     while not (line := await client.line()).get("final"):
         pass
     return line
+
+
+def processes() -> set[int]:
+    """What runs below this process."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns once it holds of something that nobody tells of."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def assert_no_session_is_open(caplog: pytest.LogCaptureFixture) -> None:
+    gc.collect()
+    assert "Unclosed" not in caplog.text
 
 
 async def test_a_stream_is_the_same_text_as_the_whole_answer(real: Real) -> None:
@@ -140,16 +160,20 @@ async def test_free_during_a_stream_ends_it_and_the_node(real: Real) -> None:
         assert (await client.ask("INFER x"))["code"] == "no_model"
 
 
-async def test_a_killed_node_ends_its_stream_with_an_error_and_the_bridge_lives(real: Real) -> None:
-    async with real.client() as client, real.client() as other:
-        pid = (await other.ask("MODELS"))["data"][0]["pid"]
-        os.kill(pid, signal.SIGSTOP)  # so that the answer cannot be over before the node is
-        client.send("INFER_STREAM hello\nPING\n")
-        assert (await client.line())["status"] == "ok"
-        os.kill(pid, signal.SIGKILL)
+async def test_a_killed_node_ends_its_stream_with_an_error_and_the_bridge_lives(empty: Real, walk_model: Path) -> None:
+    async with empty.client() as client, empty.client() as other:
+        # A context so large that the answer cannot be over before the node is.
+        await client.ask(f"LOAD as=walk ctx=65536 slots=1 threads=1 {walk_model}")
+        before = (await other.ask("MODELS"))["data"][0]
+        await begin(client)
+        client.send("PING\n")
+        os.kill(before["pid"], signal.SIGKILL)
         last = await last_of(client)
         assert (last["status"], last["code"]) == ("error", "node_lost")
         assert (await client.line())["data"] == "pong"
+        answer = await client.ask("INFER max_tokens=2 hello")
+        assert (answer["tokens"], answer["model"]) == (2, "walk")
+        assert answer["node"] != before["node"]
 
 
 async def test_two_loads_at_once(empty: Real, walk_model: Path, tiny_model: Path) -> None:
@@ -169,8 +193,82 @@ async def test_ping_is_answered_while_a_model_loads(empty: Real, walk_model: Pat
         while not loaded.done():
             assert (await other.ask("PING"))["data"] == "pong"
             pings += 1
-        assert (await asyncio.wait_for(loaded, PATIENCE_S))["status"] == "ok"
-        assert pings > 1
+        assert (await loaded)["status"] == "ok"
+        assert pings > 20, "a bridge that stands still while it loads answers one, or one at each step"
+
+
+async def test_a_client_that_hangs_up_during_a_load_gives_it_up(empty: Real, walk_model: Path) -> None:
+    line = f"LOAD as=walk ctx=256 threads=1 {walk_model}\n"
+    async with empty.client() as other:
+        await other.ask(line.strip())
+        await other.ask("FREE")
+        before = processes()
+        async with empty.client() as client:
+            client.send(line)
+            await until(lambda: bool(empty.cluster._loading))
+        while empty.cluster._loading:
+            assert (await other.ask("MODELS"))["data"] == []
+        assert (await other.ask("MODELS"))["data"] == []
+        await until(lambda: processes() == before)
+        assert (await other.ask(line.strip()))["status"] == "ok", "its name is free again"
+
+
+async def test_a_load_that_times_out_is_given_up(empty: Real, walk_model: Path) -> None:
+    async with AsyncBridge.connect(str(empty.path)) as client:
+        with pytest.raises(TimedOut):
+            await client.load_model(str(walk_model), "walk", ctx=256, threads=1, timeout_s=0.01)
+        await until(lambda: not empty.cluster._loading)
+        assert await client.models() == []
+
+
+async def test_a_load_goes_on_while_somebody_waits_for_it(empty: Real, walk_model: Path) -> None:
+    async with empty.client() as stays:
+        async with empty.client() as goes:
+            for client in (goes, stays):
+                client.send(f"LOAD as=walk ctx=256 threads=1 {walk_model}\n")
+            await until(lambda: any(loading.waiters == 2 for loading in empty.cluster._loading.values()))
+        assert (await stays.line())["data"]["name"] == "walk"
+        assert (await stays.ask("INFER max_tokens=2 hello"))["tokens"] == 2
+
+
+async def test_free_while_an_embedding_is_made_leaves_nothing(real: Real, caplog: pytest.LogCaptureFixture) -> None:
+    async with real.client() as client, real.client() as other:
+        node = (await other.ask("MODELS"))["data"][0]["pid"]
+        without_node = processes() - {node}
+        client.send("EMBED hello\n")  # the first one starts a node for it
+        await until(lambda: len(processes() - without_node) > 1)
+        assert (await other.ask("FREE walk"))["status"] == "ok"
+        assert (await client.line())["code"] in ("no_model", "node_lost")
+        await until(lambda: processes() == without_node)
+        assert (await other.ask("MODELS"))["data"] == []
+    assert_no_session_is_open(caplog)
+
+
+async def test_hanging_up_during_free_frees_all_the_same(
+    real: Real, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with real.client() as other:
+        node = (await other.ask("MODELS"))["data"][0]["pid"]
+        without_node = processes() - {node}
+        await other.ask("EMBED hello")
+        begun, gate = asyncio.Event(), asyncio.Event()
+        launcher = real.cluster._launcher
+        terminate = launcher.terminate
+
+        async def terminate_later(name: str) -> None:
+            begun.set()
+            await gate.wait()
+            await terminate(name)
+
+        monkeypatch.setattr(launcher, "terminate", terminate_later)
+        async with real.client() as client:
+            client.send("FREE walk\n")
+            await begun.wait()
+        await until(lambda: len(real.server._house.sessions) == 1)
+        gate.set()
+        await until(lambda: processes() == without_node)
+        assert (await other.ask("STATUS"))["message"] == "No model loaded"
+    assert_no_session_is_open(caplog)
 
 
 async def test_what_is_no_model_is_told_and_what_runs_goes_on(real: Real, tmp_path: Path, walk_model: Path) -> None:

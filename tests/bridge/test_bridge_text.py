@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -142,6 +144,53 @@ def test_prompts_are_separated_by_two_bars(rest: str, prompts: list[str]) -> Non
 def test_bad_input_is_an_error_that_says_so(line: bytes, words: str) -> None:
     with pytest.raises(BadRequest, match=words):
         parse_line(line)
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "INFER_MULTI " + "||" * (MIB // 2 - 8),
+        "INFER_MULTI " + "x||" * (MIB // 3 - 8),
+        "INFER_MULTI " + "||".join(['"a\\n"'] * (MIB // 8)),
+        "INFER_MULTI " + '"||' * (MIB // 3 - 8),
+        "INFER_MULTI " + '"\\x||' * (MIB // 6),
+        "INFER_MULTI " + '"' + "\\" * MIB,
+        "INFER_MULTI " + ("x||" + " " * 4000) * 255,
+        "INFER " + "seed=1 " * (MIB // 7),
+        "INFER " + "k=v " * (MIB // 4),
+        "INFER " + "a" * MIB,
+        "INFER " + " " * MIB,
+        "INFER " + " " * (MIB // 2) + "a" * (MIB // 2),
+        "INFER model=" + "m" * (MIB // 2) + " max_tokens=2 " + " " * (MIB // 2),
+        'INFER "' + "\\n" * (MIB // 2) + '"',
+        'INFER "' + '\\"' * (MIB // 2),
+        "LOAD " + "as=x " * (MIB // 5),
+        "TOKENIZE " + " " * MIB,
+        " " * MIB,
+        " " * MIB + "PING",
+        "PING " + " " * MIB,
+        "CANCEL " + " " * MIB,
+        "HELLO " + "1" * MIB,
+    ],
+    ids=lambda line: f"{line[:24]!r}",
+)
+def test_no_line_takes_long(line: str) -> None:
+    began = time.thread_time()
+    with contextlib.suppress(BadRequest):
+        parse_line(line.encode())
+    assert time.thread_time() - began < 1, "what grows with the square of a line's length takes many seconds here"
+
+
+def test_as_many_prompts_as_are_allowed_and_no_more() -> None:
+    command = parse_line(b"INFER_MULTI " + b"||".join([b"x"] * 256))
+    assert isinstance(command, c.InferMulti)
+    assert len(command.requests) == 256
+    for last in (b"x", b'"x"'):
+        with pytest.raises(BadRequest, match="at most 256"):
+            parse_line(b"INFER_MULTI " + b"||".join([b"x"] * 256 + [last]))
 
 
 def test_an_unknown_command_names_the_known_ones() -> None:

@@ -146,8 +146,16 @@ async def test_a_load_that_nobody_waits_for_any_more_is_given_up(cluster: Cluste
     alone = asyncio.create_task(cluster.load(str(walk_model), options=SMALL))
     await asyncio.sleep(0)
     alone.cancel()
+    joining = asyncio.create_task(cluster.load(str(walk_model), options=SMALL))
     with pytest.raises(asyncio.CancelledError):
         await alone
+    assert (await joining).state == "ready", "who comes while it is given up gets a load of its own"
+    last = asyncio.create_task(cluster.load(str(walk_model), name="last", options=SMALL))
+    await asyncio.sleep(0)
+    last.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await last
+    await cluster.free()
     with pytest.raises(NoModel):
         await cluster.free()
     await until_only_the_zygote_lives()
@@ -223,6 +231,17 @@ async def test_a_stalled_download_holds_nothing_up(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode == 1 or process.returncode == -signal.SIGINT
+
+
+async def test_free_ends_a_stream_that_waits_for_its_next_token(cluster: Cluster, walk_model: Path) -> None:
+    await cluster.load(str(walk_model), options=replace(SMALL, ctx=2048, slots=1))
+    answers = [asyncio.create_task(collect(cluster, ask("hello", ENDLESS))) for _ in range(3)]
+    while cluster.status().busy == 0:
+        await asyncio.sleep(0)
+    await cluster.free()
+    async with asyncio.timeout(10):
+        results = await asyncio.gather(*answers, return_exceptions=True)
+    assert all(isinstance(result, NodeLost | NoModel) for result in results)
 
 
 async def test_free_ends_streams_in_flight_with_an_error(cluster: Cluster, walk_model: Path) -> None:

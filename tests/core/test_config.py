@@ -45,6 +45,7 @@ def test_the_file_in_the_home_directory_is_read(tmp_path: Path) -> None:
 
 def test_the_bridge_socket_has_a_short_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMBO_BRIDGE_SOCKET", "/x/y.sock")
+    monkeypatch.setenv("LLAMBO_BRIDGE_SOCKET_PATH", "/x/z.sock")
     assert config.load().settings.bridge.socket_path == "/x/y.sock"
 
 

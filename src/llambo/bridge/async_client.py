@@ -5,6 +5,7 @@ Knows what is asked and what comes back; `async_link` moves the bytes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing
 from typing import Any, Self, Unpack
@@ -143,7 +144,7 @@ class AsyncBridge:
         Raises: as `infer` does.
         """
         given, timeout_s = calls.split_timeout(options, self._timeout_s)
-        key = await self._link.request("infer_stream", calls.ask_fields(prompt, given))
+        key = await self._link.request("infer_stream", calls.ask_fields(prompt, given), timeout_s)
         has_ended = False
         try:
             while not has_ended:
@@ -194,10 +195,11 @@ class AsyncBridge:
         await self._call("quit", {}, timeout_s)
 
     async def _call(self, op: str, fields: dict[str, Any], timeout_s: float | None) -> AnswerFrame:
-        key = await self._link.request(op, fields)
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        key = await self._link.request(op, fields, deadline - time.monotonic())
         has_ended = False
         try:
-            frame = await self._link.wait(key, self._timeout_s if timeout_s is None else timeout_s)
+            frame = await self._link.wait(key, deadline - time.monotonic())
             has_ended = True
         finally:
             self._link.forget(key, cancel=not has_ended)

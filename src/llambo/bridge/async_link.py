@@ -11,10 +11,11 @@ from collections import deque
 from typing import Any, cast
 
 from llambo.bridge.binary import AnswerFrame
-from llambo.bridge.blocking_link import unreachable
+from llambo.bridge.blocking_link import timed_out, unreachable
 from llambo.bridge.client_connection import ClientConnection
-from llambo.bridge.dial import Address, TcpAddress
-from llambo.core.errors import LlamboError, Overloaded, TimedOut, Unreachable, from_code
+from llambo.bridge.dial import Address, TcpAddress, UnixAddress
+from llambo.bridge.peer import check_peer
+from llambo.core.errors import LlamboError, Overloaded, Unreachable, from_code
 
 MAX_WAITING_ANSWERS = 65536  # of one request; beyond it that request, and no other, is ended
 
@@ -97,7 +98,7 @@ class AsyncLink(asyncio.Protocol):
         except TimeoutError:
             if link is not None:
                 link.abort()
-            raise TimedOut(f"the bridge at {address} did not answer in time") from None
+            raise timed_out(address) from None
         except OSError as error:
             raise unreachable(address, error) from error
         except BaseException:
@@ -110,9 +111,13 @@ class AsyncLink(asyncio.Protocol):
         """The bridge is there."""
         self._transport = cast(asyncio.Transport, transport)
         try:
+            if isinstance(self.address, UnixAddress):
+                check_peer(transport.get_extra_info("socket"), self.address.path)
             self._transport.write(self._connection.opening())
         except LlamboError as error:
             self._fail(error)
+        except OSError as error:
+            self._fail(unreachable(self.address, error))
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the bridge."""
@@ -150,9 +155,17 @@ class AsyncLink(asyncio.Protocol):
         """Ends the connection without waiting."""
         self._transport.abort()
 
-    async def request(self, op: str, fields: dict[str, Any]) -> int:
-        """Sends a request and returns its key."""
-        await self._can_write.wait()
+    async def request(self, op: str, fields: dict[str, Any], timeout_s: float) -> int:
+        """Sends a request, once the bridge takes more, and returns its key.
+
+        Raises: `TimedOut`, `Unreachable`, `BadRequest`, `TooLarge`.
+        """
+        if not self._can_write.is_set():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._can_write.wait()
+            except TimeoutError:
+                raise timed_out(self.address) from None
         if self.failure is not None:
             raise self.failure
         key, data = self._connection.request(op, fields)
@@ -172,7 +185,7 @@ class AsyncLink(asyncio.Protocol):
             async with asyncio.timeout(timeout_s):
                 return await inbox.get()
         except TimeoutError:
-            raise TimedOut(f"the bridge at {self.address} did not answer in time") from None
+            raise timed_out(self.address) from None
 
     def forget(self, key: int, *, cancel: bool) -> None:
         """Drops what still comes for a request; `cancel` has the bridge end it."""

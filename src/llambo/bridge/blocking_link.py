@@ -19,9 +19,11 @@ from llambo.bridge.binary import AnswerFrame
 from llambo.bridge.client_calls import CONNECT_TIMEOUT_S
 from llambo.bridge.client_connection import ClientConnection
 from llambo.bridge.dial import Address, TcpAddress, UnixAddress
+from llambo.bridge.peer import check_peer
 from llambo.core.errors import LlamboError, Refused, TimedOut, Unreachable, from_code
 
 _RECEIVE_BYTES = 65536
+_CANCEL_TIMEOUT_S = 1.0  # by which a call may outlast its own, when the bridge reads nothing
 
 
 class BlockingLink:
@@ -37,6 +39,7 @@ class BlockingLink:
         self._connection = ClientConnection(token)
         self._inboxes: dict[int, deque[AnswerFrame]] = {}
         self._sending = threading.Lock()
+        self._cancels: deque[int] = deque()  # keys of requests whose end the bridge has not been told of
         self._receiving = threading.Lock()
         deadline = time.monotonic() + timeout_s
         opening = self._connection.opening()
@@ -64,15 +67,24 @@ class BlockingLink:
         self._socket.close()
 
     def request(self, op: str, fields: dict[str, Any], timeout_s: float) -> int:
-        """Sends a request and returns its key, for `wait` and `forget`."""
-        with self._sending:
+        """Sends a request and returns its key, for `wait` and `forget`.
+
+        Raises: `TimedOut`, `Unreachable`, `BadRequest`, `TooLarge`.
+        """
+        deadline = time.monotonic() + timeout_s
+        if not self._sending.acquire(timeout=self._remaining(deadline)):
+            raise timed_out(self.address)
+        try:
             key, data = self._connection.request(op, fields)
             self._inboxes[key] = deque()
             try:
-                self._send(data, time.monotonic() + timeout_s)
+                self._send(data, deadline)
             except BaseException:
                 del self._inboxes[key]
                 raise
+        finally:
+            self._sending.release()
+            self._flush_cancels()
         return key
 
     def wait(self, key: int, timeout_s: float) -> AnswerFrame:
@@ -84,7 +96,7 @@ class BlockingLink:
         inbox = self._inboxes[key]
         while not inbox:
             if not self._receiving.acquire(timeout=self._remaining(deadline)):
-                raise self._timed_out()
+                raise timed_out(self.address)
             try:
                 if not inbox:  # whoever read before us may have found our answer
                     self._receive(deadline)
@@ -96,15 +108,29 @@ class BlockingLink:
         """Drops what still comes for a request; `cancel` has the bridge end it."""
         self._inboxes.pop(key, None)
         if cancel and self.failure is None:
-            # A failure here is the connection's, and the next call on it tells.
-            with contextlib.suppress(LlamboError), self._sending:
-                self._send(self._connection.cancel(key), time.monotonic() + CONNECT_TIMEOUT_S)
+            self._cancels.append(key)
+            self._flush_cancels()
+
+    def _flush_cancels(self) -> None:
+        """Tells the bridge of requests to end, or leaves that to whoever is sending.
+
+        Never waits for the lock: a stream that the garbage collector closes gets here at any point of any thread, also
+        of one that holds it. Whoever releases the lock calls this afterwards, so that no key is left.
+        """
+        while self._cancels and self._sending.acquire(blocking=False):
+            try:
+                self._send(self._connection.cancel(self._cancels[0]), time.monotonic() + _CANCEL_TIMEOUT_S)
+                self._cancels.popleft()
+            except LlamboError:
+                return  # too slow a bridge, which the next request tells, or a failure, which every call tells
+            finally:
+                self._sending.release()
 
     def _receive(self, deadline: float) -> None:
         if self.failure is not None:
             raise self.failure
         if not self._readable.poll(self._remaining(deadline) * 1000):
-            raise self._timed_out()
+            raise timed_out(self.address)
         try:
             data = self._socket.recv(_RECEIVE_BYTES)
         except BlockingIOError:
@@ -144,11 +170,8 @@ class BlockingLink:
     def _remaining(self, deadline: float) -> float:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise self._timed_out()
+            raise timed_out(self.address)
         return remaining
-
-    def _timed_out(self) -> TimedOut:
-        return TimedOut(f"the bridge at {self.address} did not answer in time")
 
     def _gone(self, reason: str) -> LlamboError:
         return self._fail(Unreachable(f"the bridge at {self.address} is gone: {reason}"))
@@ -158,6 +181,11 @@ class BlockingLink:
             self.failure = error
             self._socket.close()
         return self.failure
+
+
+def timed_out(address: Address) -> TimedOut:
+    """No answer within the time of a call."""
+    return TimedOut(f"the bridge at {address} did not answer in time")
 
 
 def unreachable(address: Address, error: OSError) -> LlamboError:
@@ -188,6 +216,7 @@ def _open_unix(path: str, timeout_s: float) -> socket.socket:
     try:
         connected.settimeout(timeout_s)
         connected.connect(path)
+        check_peer(connected, path)
     except BaseException:
         connected.close()
         raise

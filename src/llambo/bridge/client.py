@@ -5,6 +5,7 @@ Knows what is asked and what comes back; `blocking_link` moves the bytes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any, Self, Unpack
@@ -31,9 +32,10 @@ class Bridge:
     def connect(cls, path: str = "", *, token: str = "", timeout_s: float = calls.DEFAULT_TIMEOUT_S) -> Self:
         """Connects to the socket at `path`, or to `tcp!HOST!PORT` with a `token`; `timeout_s` is every call's default.
 
-        Without a path it is `LLAMBO_BRIDGE_SOCKET`, or /tmp/llama-cpp-bridge.sock.
+        Without a path it is `LLAMBO_BRIDGE_SOCKET`, or `bridge.socket_path` of the configuration.
 
-        Raises: `Unreachable` when nothing listens there, `Refused`, `Overloaded`, `BadConfig` for what is no address.
+        Raises: `Unreachable` when nothing listens there, `Refused` (also by us, when the socket is another user's),
+        `Overloaded`, `BadConfig` for what is no address.
         """
         return cls(BlockingLink(parse_dial(path or default_socket_path()), token, timeout_s), timeout_s)
 
@@ -165,11 +167,11 @@ class Bridge:
         self._call("quit", {}, timeout_s)
 
     def _call(self, op: str, fields: dict[str, Any], timeout_s: float | None) -> AnswerFrame:
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        key = self._link.request(op, fields, timeout_s)
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        key = self._link.request(op, fields, deadline - time.monotonic())
         has_ended = False
         try:
-            frame = self._link.wait(key, timeout_s)
+            frame = self._link.wait(key, deadline - time.monotonic())
             has_ended = True
         finally:
             self._link.forget(key, cancel=not has_ended)

@@ -13,7 +13,7 @@ import msgspec
 
 from llambo.bridge.binary import HEADER_BYTES, AnswerFrame, decode_answer, encode_request
 from llambo.bridge.commands import PROTOCOL_VERSION
-from llambo.core.errors import LlamboError, TooLarge, from_code
+from llambo.core.errors import BadRequest, LlamboError, TooLarge, from_code
 
 MAX_FRAME_BYTES = 16 << 20
 
@@ -46,20 +46,26 @@ class ClientConnection:
     def opening(self) -> bytes:
         """What is sent first.
 
-        Raises: `LlamboError` for a token that cannot stand in a line.
+        Raises: `BadRequest` for a token that cannot stand in a line.
         """
+        _check_unicode("the token", self._token)
         if any(character.isspace() or character == "\0" for character in self._token):
-            raise LlamboError("a token holds no white space")
+            raise BadRequest("a token holds no white space")
         auth = f"AUTH {self._token}\n" if self._token else ""
         return f"{auth}HELLO {PROTOCOL_VERSION}\n".encode()
 
     def request(self, op: str, fields: dict[str, Any]) -> tuple[int, bytes]:
         """The key of a new request and the bytes that ask for it.
 
-        Raises: `TooLarge`.
+        Raises: `TooLarge`, `BadRequest` for text that is none.
         """
         self._last_key += 1
-        data = encode_request(self._last_key, op, fields)
+        try:
+            data = encode_request(self._last_key, op, fields)
+        except UnicodeEncodeError:
+            for name, value in fields.items():
+                _check_unicode(name, value)
+            raise
         if len(data) - HEADER_BYTES > MAX_FRAME_BYTES:
             raise TooLarge(f"the request has {len(data)} bytes: at most {MAX_FRAME_BYTES} are taken")
         return self._last_key, data
@@ -106,6 +112,26 @@ class ClientConnection:
             start = end
         del self._buffer[:start]
         return answers
+
+
+def _check_unicode(what: str, value: object) -> None:
+    """Finds text that UTF-8 cannot hold, in all that a field may be made of.
+
+    Raises: `BadRequest`.
+    """
+    match value:
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                half = f"U+{ord(value[error.start]):04X}, half a character, at position {error.start}"
+                raise BadRequest(f"{what} is not valid Unicode text: it has {half}") from None
+        case list():
+            for number, item in enumerate(value, 1):
+                _check_unicode(f"{what} {number}", item)
+        case dict():
+            for key, item in value.items():
+                _check_unicode(f"{what} {key}", item)
 
 
 def _no_bridge() -> LlamboError:

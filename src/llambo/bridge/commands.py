@@ -194,7 +194,7 @@ def check_text(what: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRequest(f"the {what} is not valid Unicode") from None
+        raise BadRequest(f"the {what} is not valid Unicode text") from None
     return text
 
 
@@ -222,7 +222,7 @@ class Ask:
         if self.prompts is not None:
             raise BadRequest("prompts belong to INFER_MULTI: give prompt or messages here")
         if self.messages is None:
-            return self._of_prompt("prompt", self.prompt or "")
+            return self._of_prompt("prompt", self.prompt or "", self._system())
         if self.prompt is not None:
             raise BadRequest("give either prompt or messages, and not both")
         if self.raw:
@@ -232,10 +232,7 @@ class Ask:
         for message in self.messages:
             if "\0" in message.content:
                 raise BadRequest("a message holds a NUL byte")
-        system = (Message("system", check_text("system prompt", self.system)),) if self.system else ()
-        return GenerateRequest(
-            messages=(*system, *self.messages), model=self.model, sampling=self._sampling(), logprobs=self.logprobs
-        )
+        return self._of_messages((*self._system(), *self.messages))
 
     def many(self) -> tuple[GenerateRequest, ...]:
         """The requests for `prompts`.
@@ -248,17 +245,23 @@ class Ask:
             raise BadRequest("the prompt is empty: give prompts, separated by ||")
         if len(self.prompts) > MAX_PROMPTS:
             raise BadRequest(f"{len(self.prompts)} prompts are too many: at most {MAX_PROMPTS}")
-        return tuple(self._of_prompt(f"prompt {n}", text) for n, text in enumerate(self.prompts, 1))
+        system = self._system()  # once: it may be large, and the prompts many
+        return tuple(self._of_prompt(f"prompt {n}", text, system) for n, text in enumerate(self.prompts, 1))
 
-    def _of_prompt(self, what: str, prompt: str) -> GenerateRequest:
+    def _system(self) -> tuple[Message, ...]:
+        return (Message("system", check_text("system prompt", self.system)),) if self.system else ()
+
+    def _of_prompt(self, what: str, prompt: str, system: tuple[Message, ...]) -> GenerateRequest:
+        check_text(what, prompt)
+        if not self.raw:
+            return self._of_messages((*system, Message("user", prompt)))
         request = GenerateRequest.from_prompt(
-            check_text(what, prompt),
-            raw=self.raw,
-            system=check_text("system prompt", self.system) if self.system else "",
-            model=self.model,
-            sampling=self._sampling(),
+            prompt, raw=True, system=self.system, model=self.model, sampling=self._sampling()
         )
         return replace(request, logprobs=True) if self.logprobs else request
+
+    def _of_messages(self, messages: tuple[Message, ...]) -> GenerateRequest:
+        return GenerateRequest(messages=messages, model=self.model, sampling=self._sampling(), logprobs=self.logprobs)
 
     def _sampling(self) -> Sampling:
         return Sampling(self.max_tokens, self.temperature, self.top_p, self.seed)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 
 from llambo.core.errors import BadConfig
 
-MAX_PATH_BYTES = 107  # unix(7): sun_path has 108 bytes with the terminating NUL
-
-_DEFAULT_SOCKET = "/tmp/llama-cpp-bridge.sock"  # noqa: S108 - the documented default; the server checks what is there
+# sun_path with its terminating NUL has 108 bytes on Linux (unix(7)), 104 elsewhere
+MAX_PATH_BYTES = 107 if sys.platform == "linux" else 103
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,16 @@ Address = UnixAddress | TcpAddress
 
 
 def default_socket_path() -> str:
-    """`LLAMBO_BRIDGE_SOCKET`, or the place where a bridge listens when nothing else was said."""
-    return os.environ.get("LLAMBO_BRIDGE_SOCKET") or _DEFAULT_SOCKET
+    """Where a bridge listens when nothing was said to it: `LLAMBO_BRIDGE_SOCKET`, else what the configuration says.
+
+    Raises: `BadConfig`.
+    """
+    path = os.environ.get("LLAMBO_BRIDGE_SOCKET")
+    if not path:
+        from llambo.core import config  # noqa: PLC0415 - heavy, and seldom needed
+
+        path = config.load().settings.bridge.socket_path
+    return os.path.expanduser(path)  # noqa: PTH111 - as the bridge does; it need not be a path: tcp!HOST!PORT
 
 
 def parse_dial(dial: str) -> Address:
@@ -52,9 +60,16 @@ def parse_dial(dial: str) -> Address:
         host, _, port = dial.removeprefix("tcp!").rpartition("!")
         if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
             raise BadConfig(f"{dial!r} is no address: write tcp!HOST!PORT, such as tcp!127.0.0.1!5642")
+        try:
+            host.encode("idna")  # as every resolver does
+        except UnicodeError:
+            raise BadConfig(f"{dial!r} is no address: {host!r} is no name of a host") from None
         return TcpAddress(host, int(port))
     path = dial.removeprefix("unix!")
-    size = len(os.fsencode(path))
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError:
+        raise BadConfig(f"{dial!r} is no path of a socket: it is not valid Unicode text") from None
     if not path or "\0" in path:
         raise BadConfig(f"{dial!r} is no path of a socket")
     if size > MAX_PATH_BYTES:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llambo.bridge.dial import parse_dial
+from llambo.core import paths
 from llambo.core.errors import BadConfig, LlamboError, NameInUse, Refused
 
 _LOCK_TIMEOUT_S = 2.0
@@ -48,7 +49,7 @@ def bind_unix(path: Path, backlog: int) -> BoundSocket:
     parse_dial(f"unix!{path}")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _explained(path), _only_starter_in(path.parent):
+        with _explained(path), _only_starter():
             _clear_place(path)
             _bind_private(listener, path)
             listener.listen(backlog)
@@ -98,8 +99,14 @@ def _is_live(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _only_starter_in(directory: Path) -> Iterator[None]:
-    """Keeps two starting bridges from both finding the same stale socket; the lock ends with the process."""
+def _only_starter() -> Iterator[None]:
+    """Keeps two starting bridges from both finding the same stale socket; the lock ends with the process.
+
+    It is on our runtime directory, which nobody else can open: one on the socket's directory, which may be /tmp, could
+    be held for ever by anybody. A lock on it needs no file of its own, which could not be removed without a race, and
+    bridges that start at once with different sockets can wait for each other.
+    """
+    directory = paths.make_private_dir(paths.runtime_dir())
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + _LOCK_TIMEOUT_S
@@ -109,7 +116,7 @@ def _only_starter_in(directory: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise NameInUse(f"another program holds a lock on the directory {directory}") from None
+                    raise NameInUse(f"another bridge has been starting for long: it locks {directory}") from None
                 time.sleep(_LOCK_RETRY_S)
         yield
     finally:
@@ -135,4 +142,4 @@ def _explain(path: Path, error: OSError) -> LlamboError:
         case errno.EADDRINUSE:
             return NameInUse(f"cannot listen on {path}: it is in use")
         case _:
-            return LlamboError(f"cannot listen on {path}: {error.strerror}")
+            return LlamboError(f"cannot listen on {path}: {error.strerror or error}")

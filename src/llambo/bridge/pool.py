@@ -49,6 +49,8 @@ class _NotConnected(Exception):
 class BridgePool:
     """The bridges at `addresses` (paths or dial strings), with at most `size` connections to each.
 
+    Without a `size` it is `bridge.connection_pool_size` of the configuration.
+
     Calls are those of `Bridge`. What generates goes to one bridge; `load_model`, `free_model`, `cancel`, `ping` and
     `quit` go to all; `get_status` and `models` put all together. A bridge that was restarted is connected to anew, once
     a call, as long as nothing of the answer had been delivered; one that is gone is passed over.
@@ -58,12 +60,16 @@ class BridgePool:
         self,
         addresses: Sequence[str],
         *,
-        size: int = 4,
+        size: int | None = None,
         token: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         if not addresses:
             raise BadRequest("a pool needs the address of one bridge at least")
+        if size is None:
+            from llambo.core import config  # noqa: PLC0415 - heavy, and seldom needed
+
+            size = config.load().settings.bridge.connection_pool_size
         if size < 1:
             raise BadRequest(f"size must be 1 at least, not {size}")
         self._members = [_Member(address) for address in addresses]
@@ -75,7 +81,9 @@ class BridgePool:
         self._is_closed = False
 
     @classmethod
-    def discover(cls, base: str, limit: int = 64, *, size: int = 4, timeout_s: float = DEFAULT_TIMEOUT_S) -> Self:
+    def discover(
+        cls, base: str, limit: int = 64, *, size: int | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Self:
         """The bridges at `BASE-N.sock`, N from 0 or 1 up, gaps allowed: the `limit` with the lowest numbers.
 
         Raises: `Unreachable` when there is none.
@@ -286,6 +294,6 @@ def _as_generator(call: Callable[[Bridge], _T]) -> Callable[[Bridge], Generator[
 
 
 def _close_idle(member: _Member) -> None:
-    for bridge in member.idle:
-        bridge.disconnect()
-    member.idle.clear()
+    # One by one: a stream that the garbage collector closes meanwhile may give its connection back.
+    while member.idle:
+        member.idle.pop().disconnect()

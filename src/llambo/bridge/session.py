@@ -166,7 +166,7 @@ class Session(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Takes and answers as much of what was received as order and bounds allow."""
-        while not self._is_closing and self.is_writable:
+        while not self._is_closing and self._takes_commands():
             if self._waiting and not self._running:
                 waiting = self._waiting.popleft()
                 self._waiting_bytes -= waiting.size_bytes
@@ -180,6 +180,16 @@ class Session(asyncio.Protocol):
         if self._has_ended and not self._waiting and not self._running and self.is_writable:
             self._close()
         self._adjust_reading()
+
+    def _takes_commands(self) -> bool:
+        """Whether the client keeps up; in frames also while it does not, as long as answers fit into twice the buffer.
+
+        Else a client that has stopped to read a stream could not cancel it: its streams wait, its commands need not.
+        """
+        if self.is_writable:
+            return True
+        unsent = self._transport.get_write_buffer_size()
+        return self._connection.is_binary and unsent < 2 * self._settings.write_buffer_bytes
 
     def _is_full(self) -> bool:
         return (
@@ -280,7 +290,7 @@ class Session(asyncio.Protocol):
         """Reads only while there is room; a client that nobody reads from is watched for hanging up."""
         wanted = (
             not (self._is_closing or self._has_ended or self._is_full() or self._connection.awaits_decision)
-            and self.is_writable
+            and self._takes_commands()
         )
         if wanted == self._is_reading or self._transport.is_closing():
             return

@@ -109,20 +109,27 @@ def _unquote(rest: str) -> str:
 
 
 def _split_prompts(rest: str) -> tuple[str, ...]:
-    """The prompts between `||`; inside a JSON string `||` separates nothing."""
+    """The prompts between `||`; inside a JSON string `||` separates nothing.
+
+    Walks along `rest` without copying what remains, and no further than prompts are taken: time grows with its length.
+    """
     prompts: list[str] = []
-    while True:
-        quoted = _QUOTED.match(rest)
+    start = 0
+    while len(prompts) < c.MAX_PROMPTS:
+        quoted = _QUOTED.match(rest, start)
         if quoted and (text := _unquote(quoted[1])) != quoted[1]:
             prompts.append(text)
             if not quoted[0].endswith(PROMPT_SEPARATOR):
                 return tuple(prompts)
-            rest = rest[quoted.end() :]
+            start = quoted.end()
             continue
-        head, separator, rest = rest.partition(PROMPT_SEPARATOR)
-        prompts.append(head)
-        if not separator:
+        end = rest.find(PROMPT_SEPARATOR, start)
+        if end < 0:
+            prompts.append(rest[start:])
             return tuple(prompts)
+        prompts.append(rest[start:end])
+        start = end + len(PROMPT_SEPARATOR)
+    raise BadRequest(f"there are too many prompts: at most {c.MAX_PROMPTS} are taken")
 
 
 def _parse_load(rest: str) -> c.Load:

@@ -39,6 +39,12 @@ class _Loading:
     task: asyncio.Task[ModelInfo]
     waiters: int = 0
     model: LoadedModel | None = None  # once its node is being started
+    is_given_up: bool = False
+
+    def give_up(self) -> None:
+        """Ends the work, if it has not ended by itself."""
+        self.is_given_up = True
+        self.task.cancel()
 
 
 class Cluster:
@@ -93,10 +99,14 @@ class Cluster:
         options = options or LoadOptions()
         name = name or references.default_name(references.parse(ref))
         loading = self._loading.get(name)
+        while loading is not None and loading.is_given_up:
+            await asyncio.wait([loading.task])
+            self._load_ended(name, loading)
+            loading = self._loading.get(name)
         if loading is None:
             task = asyncio.create_task(self._load(ref, name, options), name=f"load {name}")
-            loading = self._loading[name] = _Loading((ref, options), task)
-            task.add_done_callback(lambda ended: self._load_ended(name, ended))
+            loading = mine = self._loading[name] = _Loading((ref, options), task)
+            task.add_done_callback(lambda _: self._load_ended(name, mine))
         elif loading.wanted != (ref, options):
             raise NameInUse(f"another model is being loaded as {name!r}; choose a name with as=NAME")
         loading.waiters += 1
@@ -109,12 +119,12 @@ class Cluster:
         finally:
             loading.waiters -= 1
             if not loading.waiters:
-                loading.task.cancel()  # of no effect once it is done
+                loading.give_up()
 
     async def free(self, name: str = "") -> None:
         """See `Door.free`; a model that is still being loaded is given up."""
         if loading := self._loading.get(name):
-            loading.task.cancel()
+            loading.give_up()
             await asyncio.wait([loading.task])
             if name not in self._models:
                 return
@@ -203,10 +213,11 @@ class Cluster:
             given_up.set()  # a thread cannot be cancelled; it ends at its next piece
             raise
 
-    def _load_ended(self, name: str, task: asyncio.Task[ModelInfo]) -> None:
-        del self._loading[name]
+    def _load_ended(self, name: str, loading: _Loading) -> None:
+        if self._loading.get(name) is loading:
+            del self._loading[name]
         # Asked for here too: all who waited may have gone away meanwhile.
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if not loading.task.cancelled() and (error := loading.task.exception()) is not None:
             log.warning("model %s was not loaded: %s", name, error)
 
     def _complete(self, options: LoadOptions, file: gguf.ModelFile) -> LoadOptions:

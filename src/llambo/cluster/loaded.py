@@ -38,6 +38,11 @@ class _Serving:
     upstream: Upstream
     gone: asyncio.Future[str]  # the reason, once it has exited
 
+    def tell_gone(self, reason: str) -> None:
+        """Lets those who see their connection end know why; the first reason stands."""
+        if not self.gone.done():
+            self.gone.set_result(reason)
+
 
 class LoadedModel:
     """A model under one name. `options` are complete (no zeros but `threads`); `new_name` gives unused node names."""
@@ -93,8 +98,9 @@ class LoadedModel:
         nodes = [node for node in (self._serving, self._embedding) if node is not None]
         self._serving = self._embedding = None
         for node in nodes:
-            await self._bury(node, "its model was freed")
+            node.tell_gone("its model was freed")
             await self._launcher.terminate(node.handle.name)
+            await node.upstream.close()
 
     async def node_exited(self, event: NodeExited) -> None:
         """Takes note of a node's death, if it is one of ours, and brings the node back (not in a crash loop)."""
@@ -102,12 +108,14 @@ class LoadedModel:
             self._died_early.add(event.name)  # after it was ready, before `_spawn` went on
         elif self._embedding is not None and self._embedding.handle.name == event.name:
             dead, self._embedding = self._embedding, None  # the next request for an embedding starts another
-            await self._bury(dead, event.reason)
+            dead.tell_gone(event.reason)
+            await dead.upstream.close()
         elif self._serving is not None and self._serving.handle.name == event.name:
             dead, self._serving = self._serving, None
             self._set_state("restarting")
             self._revival = asyncio.create_task(self._revive(event.reason), name=f"revive {self.name}")
-            await self._bury(dead, event.reason)
+            dead.tell_gone(event.reason)
+            await dead.upstream.close()
 
     def info(self, *, is_default: bool) -> ModelInfo:
         """A snapshot."""
@@ -232,11 +240,6 @@ class LoadedModel:
         except TimeoutError:
             return error
         return NodeLost(f"node {node.handle.name} of model {self.name} is gone: {reason}")
-
-    async def _bury(self, node: _Serving, reason: str) -> None:
-        if not node.gone.done():
-            node.gone.set_result(reason)
-        await node.upstream.close()
 
     async def _revive(self, reason: str) -> None:
         now = time.monotonic()

@@ -5,9 +5,9 @@ Knows llama-server's endpoints (tools/server/README.md in llama.cpp) and nothing
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,10 +87,20 @@ class Upstream:
         self._session = aiohttp.ClientSession(
             connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
         )
+        self._in_flight = 0
+        self._is_closing = False
 
     async def close(self) -> None:
-        """Closes every connection; streams in flight end with `NodeLost`."""
-        await self._session.close()
+        """Refuses new requests with `NodeLost`; what is in flight ends with its node, and then the session is closed.
+
+        End the node first: aiohttp leaves a reader waiting for ever whose session is closed under it.
+        """
+        self._is_closing = True
+        await self._close_when_idle()
+
+    async def _close_when_idle(self) -> None:
+        if self._is_closing and not self._in_flight:
+            await self._session.close()
 
     async def apply_template(self, messages: tuple[Message, ...]) -> str:
         """The prompt text that the model's chat template makes of `messages`, up to where the assistant speaks."""
@@ -116,39 +126,41 @@ class Upstream:
         Raises: `PromptTooLong`, `BadRequest`, `NodeLost`.
         """
         body = _completion_body(prompt, sampling, logprobs=logprobs)
-        with self._lost_connections():
-            async with self._session.post(f"{_BASE}/completion", data=_encode(body), headers=_JSON) as reply:
-                if reply.status != 200:
-                    raise _error_of(_decode_reply(await reply.read()).error)
-                async for payload in _payloads(reply.content):
-                    chunk = _decode_chunk(payload)
-                    if chunk.error is not None:
-                        raise _error_of(chunk.error)
-                    if chunk.content or chunk.tokens:
-                        yield _token_event(chunk)
-                    if chunk.stop:
-                        yield _stream_end(chunk)
-                        return
+        async with self._request("/completion", body) as reply:
+            if reply.status != 200:
+                raise _error_of(_decode_reply(await reply.read()).error)
+            async for payload in _payloads(reply.content):
+                chunk = _decode_chunk(payload)
+                if chunk.error is not None:
+                    raise _error_of(chunk.error)
+                if chunk.content or chunk.tokens:
+                    yield _token_event(chunk)
+                if chunk.stop:
+                    yield _stream_end(chunk)
+                    return
         raise NodeLost(f"node {self._node} ended its answer early")
 
     async def _post(self, path: str, body: dict[str, Any]) -> _Reply:
-        with self._lost_connections():
-            async with self._session.post(f"{_BASE}{path}", data=_encode(body), headers=_JSON) as response:
-                reply = _decode_reply(await response.read())
+        async with self._request(path, body) as response:
+            reply = _decode_reply(await response.read())
         if reply.error is not None:
             raise _error_of(reply.error)
         return reply
 
-    @contextlib.contextmanager
-    def _lost_connections(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _request(self, path: str, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One POST in flight; whatever goes wrong with the connection or the reply's form is `NodeLost`."""
+        if self._is_closing:
+            raise NodeLost(f"node {self._node} was stopped")
+        self._in_flight += 1
         try:
-            yield
+            async with self._session.post(f"{_BASE}{path}", data=_encode(body), headers=_JSON) as response:
+                yield response
         except (aiohttp.ClientError, ConnectionError, msgspec.DecodeError) as error:
             raise NodeLost(f"node {self._node} does not answer: {str(error) or type(error).__name__}") from None
-        except RuntimeError:
-            if not self._session.closed:
-                raise
-            raise NodeLost(f"node {self._node} was stopped") from None
+        finally:
+            self._in_flight -= 1
+            await self._close_when_idle()
 
 
 def _completion_body(prompt: str, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _schema() -> dict[str, list[str]]:
 def _read_environment(environment: Mapping[str, str]) -> dict[str, _Value]:
     schema = _schema()
     found: dict[str, _Value] = {}
-    for variable, raw in sorted(environment.items()):
+    for variable, raw in sorted(environment.items(), key=lambda item: item[0] in ALIASES):  # a short name beats a long
         if not raw:  # empty is unset, as everywhere
             continue
         if variable in ALIASES:
