@@ -1,0 +1,81 @@
+"""The paraphrase generator and the chats made with it."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+
+from training import chats, facts, heldout, offtopic, wording
+
+TOPICS = facts.load()
+
+
+def test_choices_are_expanded_from_the_inside_out() -> None:
+    found = {wording.expand("[a|b [c|d]|] e", random.Random(seed)) for seed in range(99)}
+    assert found == {"a e", "b c e", "b d e", "e"}
+
+
+def test_varying_leaves_code_paths_and_numbers_as_they_are() -> None:
+    for seed in range(300):
+        rng = random.Random(seed)
+        assert "/n/llambo/ctl" in wording._synonyms("show me `start` and /n/llambo/ctl {n}", rng)
+
+
+def test_the_same_seed_gives_the_same_chats() -> None:
+    first = list(islice(chats.ChatMaker(TOPICS, 5).stream(), 50))
+    assert first == list(islice(chats.ChatMaker(TOPICS, 5).stream(), 50))
+    assert first != list(islice(chats.ChatMaker(TOPICS, 6).stream(), 50))
+
+
+def test_chats_alternate_between_user_and_assistant_and_leave_no_slot_open() -> None:
+    for chat in islice(chats.ChatMaker(TOPICS, 7).stream(), 1500):
+        roles = [role for role, _ in chat if role != "system"]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        assert not any("{n}" in text or "{x}" in text or "{t}" in text for _, text in chat)
+
+
+def test_a_number_in_the_question_is_the_number_in_the_answer() -> None:
+    maker = chats.ChatMaker(TOPICS, 8)
+    fact = TOPICS["scale"].facts["set"]
+    for number in ("2", "7", "50"):
+        text, _, answer = maker._numbered("scale to {n}", fact)
+        found = text.rsplit(" ", 1)[1]
+        assert f"llamboctl scale {found}" in answer, number
+
+
+def test_prompts_of_other_subjects_are_never_empty_and_very_different() -> None:
+    rng = random.Random(3)
+    prompts = [offtopic.prompt(rng) for _ in range(2000)]
+    assert all(prompt.strip() for prompt in prompts)
+    assert len(set(prompts)) > 1800
+
+
+def test_held_out_wordings_are_not_made_by_the_generator() -> None:
+    held_out = {heldout.normal(case.turns[0]) for case in heldout.cases("questions") if len(case.turns) == 1}
+    maker = chats.ChatMaker(TOPICS, 9)
+    made = {heldout.normal(maker.question(fact)) for fact in maker.facts for _ in range(250)}
+    assert not held_out & made
+
+
+def test_held_out_off_topic_prompts_are_not_in_the_lists() -> None:
+    lists = {heldout.normal(entry) for entries in offtopic.lists().values() for entry in entries}
+    held_out = {heldout.normal(prompt) for prompt in heldout.prompts("offtopic")} - {""}
+    assert not held_out & lists
+
+
+def test_the_held_out_set_is_as_large_as_the_figures_need() -> None:
+    assert len(heldout.cases("questions")) >= 150
+    assert len(heldout.prompts("offtopic")) >= 60
+    assert len(heldout.cases("followups")) >= 40
+
+
+def test_every_held_out_fact_is_in_some_answer_of_the_corpus() -> None:
+    answers = [fact.answer for topic in TOPICS.values() for fact in topic.facts.values()]
+    answers += [answer.replace("{n}", str(n)) for answer in answers for n in range(2, 13)]
+    for case in [*heldout.cases("questions"), *heldout.cases("followups"), *heldout.cases("dev")]:
+        assert any(case.passes(answer) for answer in answers), case
+
+
+def test_a_refusal_passes_for_no_question() -> None:
+    cases = [*heldout.cases("questions"), *heldout.cases("followups")]
+    assert not any(case.passes(text) for case in cases for text in (chats.REFUSAL, chats.REFUSAL_LANGUAGE))

@@ -1,0 +1,160 @@
+"""Owns how questions and answers become chats to train on. Pure given its `rng`.
+
+A chat is a list of (role, text). Most are short; some are long, so that the model meets its whole
+context. Every assistant turn is a target.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from training import offtopic, phrases, wording
+from training.facts import Fact, Topic
+
+Chat = list[tuple[str, str]]
+
+REFUSAL = (
+    "I am the small built-in model and I only know about Llambo and the words around it, so I "
+    "can't help with that. For a general model: `llamboctl pull user/repo`, then "
+    "`limbot -m user/repo`."
+)
+REFUSAL_LANGUAGE = (
+    "I am the small built-in model: I only know about Llambo, and only in English. For a general "
+    "model: `llamboctl pull user/repo`, then `limbot -m user/repo`."
+)
+REFUSAL_EMPTY = "That was an empty message. Ask me something about Llambo, for example: What is a node?"
+REFUSALS = [REFUSAL, REFUSAL_LANGUAGE, REFUSAL_EMPTY]
+_SYSTEM_TOPIC = "other"
+FIRST_TURNS_ONLY = 0.4
+BAG_SHARE = 0.2
+
+
+class ChatMaker:
+    """Draws chats from the topics; the same seed gives the same chats.
+
+    Whoever trains sets `progress` from 0 to 1: single questions are learned first, then chats.
+    """
+
+    def __init__(self, topics: dict[str, Topic], seed: int) -> None:
+        self.topics = topics
+        self.rng = random.Random(seed)
+        self.progress = 1.0
+        self.facts = [fact for topic in topics.values() for fact in topic.facts.values()]
+        self._weights = [fact.weight for fact in self.facts]
+
+    def question(self, fact: Fact, clean: bool = False) -> str:
+        """A wording that asks for `fact` without any turn before it."""
+        rng = self.rng
+        names = self.topics[fact.topic].names
+        if fact.kind == "what" and names and not clean and rng.random() < BAG_SHARE:
+            return wording.vary(wording.bag(rng.choice(names), rng), rng)
+        frames: list[str] = []
+        named = (
+            wording.about(fact.kind, rng.choice(self.topics[fact.topic].names), rng)
+            if self.topics[fact.topic].names
+            else None
+        )
+        if named:
+            frames.append(named)
+            frames.append(named)
+        if fact.questions:
+            frames.extend(rng.choices(fact.questions, k=3))
+        if fact.actions:
+            frames.extend(wording.how_to(a, rng) for a in rng.choices(fact.actions, k=3))
+        text = wording.expand(rng.choice(frames), rng)
+        return text if clean else wording.vary(text, rng)
+
+    def next_turn(self, last: Fact | None) -> tuple[str, Fact | None, str]:
+        """A user turn after a turn about `last`: the wording, its fact, the answer."""
+        rng = self.rng
+        draw = rng.random()
+        if last is not None and draw < 0.55:
+            followed = self._follow_up(last)
+            if followed is not None:
+                return followed
+        if draw > 0.84:
+            return self._other()
+        fact = rng.choices(self.facts, self._weights)[0]
+        return self._numbered(self.question(fact), fact)
+
+    def chat(self, turns: int) -> Chat:
+        """A chat of `turns` user turns."""
+        rng = self.rng
+        chat: Chat = []
+        if rng.random() < 0.12:
+            chat.append(("system", wording.expand(rng.choice(offtopic.lists()["systems"]), rng)))
+        last: Fact | None = None
+        for _ in range(turns):
+            text, last, answer = self.next_turn(last)
+            chat += [("user", text), ("assistant", answer)]
+        return chat
+
+    def stream(self) -> Iterator[Chat]:
+        """Chats without end: of one turn while `progress` is small, then longer ones among them."""
+        while True:
+            draw = self.rng.random()
+            if self.progress < FIRST_TURNS_ONLY or draw < 0.80:
+                yield self.chat(1)
+            elif draw < 0.97:
+                yield self.chat(self.rng.randint(2, 3))
+            elif draw < 0.993:
+                yield self.chat(self.rng.randint(4, 7))
+            elif draw < 0.997:
+                yield self.chat(self.rng.randint(12, 22))
+            else:
+                yield self._long_prompt()
+
+    def _follow_up(self, last: Fact) -> tuple[str, Fact | None, str] | None:
+        rng = self.rng
+        if rng.random() < 0.18:
+            return self._what_about(last)
+        options: list[tuple[str, Fact]] = []
+        for fact in self.topics[last.topic].facts.values():
+            if fact.follow_ups:
+                pattern = rng.choice(fact.follow_ups)
+                if pattern.startswith("~"):
+                    frame = wording.expand(rng.choice(phrases.FOLLOW_UP_HOW_TO), rng)
+                    pattern = frame.replace("{x}", wording.expand(pattern[1:].strip(), rng))
+                options.append((wording.expand(pattern, rng), fact))
+            general = wording.follow_up(fact.kind, rng)
+            if general and not (fact.kind == last.kind and rng.random() < 0.7):
+                options.append((general, fact))
+        if not options:
+            return None
+        text, fact = rng.choice(options)
+        return self._numbered(wording.vary(text, rng), fact)
+
+    def _what_about(self, last: Fact) -> tuple[str, Fact | None, str] | None:
+        rng = self.rng
+        same = [t for t in self.topics.values()
+                if t.names and last.kind in t.facts and t.id != last.topic]  # fmt: skip
+        topic = rng.choice(same) if same and last.kind in phrases.ABOUT else None
+        if topic is None:
+            return None
+        fact = topic.facts[last.kind]
+        frame = wording.expand(rng.choice(phrases.WHAT_ABOUT), rng)
+        text = frame.replace("{x}", wording.expand(rng.choice(topic.names), rng))
+        return self._numbered(wording.vary(text, rng), fact)
+
+    def _other(self) -> tuple[str, Fact | None, str]:
+        rng = self.rng
+        draw = rng.random()
+        refused = self.topics[_SYSTEM_TOPIC].facts["why"]
+        if draw < 0.02:
+            return "", None, REFUSAL_EMPTY
+        if draw < 0.16:
+            return offtopic.foreign(rng), refused, REFUSAL_LANGUAGE
+        return offtopic.prompt(rng), refused, REFUSAL
+
+    def _long_prompt(self) -> Chat:
+        rng = self.rng
+        text = offtopic.long_text(rng, rng.randint(80, 700))
+        return [("user", text), ("assistant", REFUSAL)]
+
+    def _numbered(self, text: str, fact: Fact) -> tuple[str, Fact, str]:
+        number = str(self.rng.choice((2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 7, 9, 15, 32, 50, 100)))
+        answer = fact.answer
+        if "{n}" in text:
+            return text.replace("{n}", number), fact, answer.replace("{n}", number)
+        return text, fact, answer.replace("{n}", "4")

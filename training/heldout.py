@@ -1,0 +1,51 @@
+"""Owns the held-out files' grammar. Pure; used by the evaluation and by the tests."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.settings import HELDOUT_DIR
+
+REFUSAL_MARK = re.compile(r"only know about llambo|only understand english", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The user's turns and the regex that the last answer must hold."""
+
+    turns: tuple[str, ...]
+    wanted: str
+
+    def passes(self, answer: str) -> bool:
+        """Whether `answer` holds the wanted fact and is no refusal."""
+        found = re.search(self.wanted, answer, re.IGNORECASE | re.DOTALL)
+        return found is not None and not refused(answer)
+
+
+def cases(name: str, folder: Path = HELDOUT_DIR) -> list[Case]:
+    """The cases of `questions`, `dev` or `followups`."""
+    found: list[Case] = []
+    for line in prompts(name, folder):
+        turns, arrow, wanted = line.rpartition(" => ")
+        if not arrow:
+            raise ValueError(f"{name}.txt: ' => ' is missing in {line!r}")
+        found.append(Case(tuple(turn.strip() for turn in turns.split(">>")), wanted.strip()))
+    return found
+
+
+def prompts(name: str, folder: Path = HELDOUT_DIR) -> list[str]:
+    """The lines of a file without comments and empty ones."""
+    lines = (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def refused(answer: str) -> bool:
+    """Whether `answer` is one of the refusals."""
+    return REFUSAL_MARK.search(answer) is not None
+
+
+def normal(wording: str) -> str:
+    """`wording` without case, marks and doubled spaces, to compare wordings."""
+    return " ".join(re.findall(r"[a-z0-9]+", wording.lower()))
