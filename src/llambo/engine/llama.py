@@ -18,12 +18,12 @@ LOG_WARNINGS = 2
 SINGLE_THREAD_BYTES = 32 * 2**20
 """Below this size of weights a token takes less time than handing its work to a second thread."""
 
-SPIN_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
-"""How long an OpenMP thread spins before it sleeps: microseconds.
+SPIN_ENVIRONMENT = {"GOMP_SPINCOUNT": "10000"}
+"""How long an OpenMP thread spins before it sleeps: tens of microseconds instead of milliseconds.
 
-The library's own default, milliseconds, is made for a machine with nothing else to do. Beside another busy process two
-threads then wait for each other by spinning: 2 tokens/s were measured where this setting gives 29, and 40 where the
-machine is idle.
+With the library's own default two threads beside another busy process wait for each other by spinning, and a model of
+125M parameters falls from 79 tokens/s to 2 to 13; with this it keeps 18 to 22 there, and 72 to 86 on an idle machine.
+See docs/decisions/0004.
 """
 
 # Every stream in flight holds one thread of llama.cpp's HTTP server; the others answer health checks and templates.
