@@ -40,7 +40,8 @@ def imports(report: Report) -> None:
         with_module, without = (
             statistics.median(_seconds(code) for _ in range(ROUNDS)) for code in (f"import {module}", "pass")
         )
-        report.add(f"import of {module}", f"{(with_module - without) * 1e3:.0f} ms", "<= 150 ms")
+        wanted = "<= 150 ms" if module == "llambo.cli" else ""
+        report.add(f"import of {module}", f"{(with_module - without) * 1e3:.0f} ms", wanted)
 
 
 def _seconds(code: str) -> float:

@@ -100,6 +100,18 @@ def test_a_second_signal_ends_answers_at_once(walk_model: Path, tmp_path: Path) 
     assert not (tmp_path / "bridge.sock").exists()
 
 
+def test_a_download_that_stalls_does_not_keep_it_from_stopping(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, bridge() as process:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "bridge.sock"))
+            client.sendall(f"LOAD http://127.0.0.1:{server.getsockname()[1]}/x.gguf\n".encode())
+            connection, _ = server.accept()
+            connection.recv(1)  # it asks, and nobody answers
+        with connection:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+
+
 def test_a_hang_up_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     with bridge(ignore=signal.SIGHUP) as process:
         process.send_signal(signal.SIGHUP)

@@ -6,9 +6,6 @@ import asyncio
 import math
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -209,28 +206,6 @@ async def test_free_while_the_node_comes_back_leaves_none(cluster: Cluster, walk
     await cluster.free()
     await until_only_the_zygote_lives()
     assert cluster.status().models == ()
-
-
-async def test_a_stalled_download_holds_nothing_up(tmp_path: Path) -> None:
-    program = textwrap.dedent("""
-        import asyncio, sys
-        from llambo.cluster.api import Cluster
-        async def main():
-            async def never_answer(reader, writer):
-                print("asked", flush=True)
-                await asyncio.Event().wait()
-            server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
-            port = server.sockets[0].getsockname()[1]
-            async with Cluster() as cluster:
-                await cluster.load(f"http://127.0.0.1:{port}/x.gguf")
-        asyncio.run(main())
-    """)
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"asked\n"
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
-    assert process.returncode == 1 or process.returncode == -signal.SIGINT
 
 
 async def test_free_ends_a_stream_that_waits_for_its_next_token(cluster: Cluster, walk_model: Path) -> None:
