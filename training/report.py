@@ -34,12 +34,14 @@ From scratch, on texts written for it: {facts} facts of {topics} topics, asked i
 hand-written patterns that a paraphrase generator multiplies (frames, synonyms, openers, typing
 mistakes, left-out words), in chats of one to twenty-two turns, mixed with prompts of other subjects,
 other languages, code and nonsense that are refused. {tokens} tokens were seen, in {minutes} minutes
-on two processor cores that others used as well. `python -m training` does it all again.
+on two processor cores that others used as well. The corpus grew between the cycles of that training:
+`python -m training` gives a model like this one, and not this very file.
 
 ## Figures
 
 Measured by `python -m training evaluate` through llama.cpp, on wordings that are neither in the
-corpus nor made by its generator. An answer counts when it holds the required fact.
+corpus nor made by its generator. An answer counts when it holds the required fact. The misses were
+read once before the last changes of the generator, so take the figures as a little optimistic.
 
 | | measured | aim |
 | --- | --- | --- |
