@@ -12,7 +12,6 @@ import pytest
 
 from bench import make_model
 
-
 # A runner in the background, or under nohup, ignores these, and so would every program that the tests start and signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
