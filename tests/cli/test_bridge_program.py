@@ -112,6 +112,19 @@ def test_a_download_that_stalls_does_not_keep_it_from_stopping(tmp_path: Path) -
             assert process.wait(10) == 0
 
 
+def test_a_bridge_that_is_stopped_while_it_loads_never_says_that_it_is_ready(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reference = f"http://127.0.0.1:{server.getsockname()[1]}/x.gguf"
+        process = start("llama-cpp-bridge", "--model", reference, stdin=subprocess.DEVNULL)
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1)
+            process.send_signal(signal.SIGTERM)
+            assert process.communicate(timeout=10) == (b"", b"")
+    assert process.returncode == 0
+    assert not (tmp_path / "bridge.sock").exists()
+
+
 def test_a_hang_up_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     with bridge(ignore=signal.SIGHUP) as process:
         process.send_signal(signal.SIGHUP)

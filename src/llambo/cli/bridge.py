@@ -133,6 +133,8 @@ async def _serve(
         serving = asyncio.create_task(server.serve())
         try:
             name = await _load_first(cluster, model, serving)
+            if serving.done():  # stopped before it was ready: nobody is told otherwise
+                return
             with (
                 nullcontext()
                 if private
