@@ -13,6 +13,8 @@
     ├── NameInUse               name_in_use      1
     ├── DownloadFailed          download_failed  1
     ├── NodeLost                node_lost        1    the process that was answering is gone
+    ├── EngineFailed            engine_failed    1    the engine answered with a fault of its own
+    ├── Diverged                diverged         1    a replayed answer parted from what was delivered
     ├── Unreachable             unreachable      3    nothing listens there, or it went away
     ├── Refused                 refused          4    authentication or permission
     ├── Overloaded              overloaded       5
@@ -111,6 +113,18 @@ class NodeLost(LlamboError):
     """The node that was answering ended before its answer did."""
 
     code = "node_lost"
+
+
+class EngineFailed(LlamboError):
+    """The engine failed although the request was sound; another node may do better."""
+
+    code = "engine_failed"
+
+
+class Diverged(LlamboError):
+    """Another node took over and its answer differs from what was delivered already; the text ends there."""
+
+    code = "diverged"
 
 
 class Unreachable(LlamboError):

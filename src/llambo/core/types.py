@@ -73,6 +73,10 @@ class GenerateRequest:
 
     `messages` go through the model's chat template where it has one; `raw_prompt` is sent bare. Exactly one is set.
     `model` names a loaded model, "" the default one. `logprobs` asks for each token's log-probability.
+
+    The answer ends before any text of `stop`. `grammar` (GBNF) or `json_schema` (a JSON Schema as text), at most one,
+    bounds what it may be. Requests of one `session` share a place in the queue's rotation and, where they can, a node.
+    `node_type` wants a node of that type, "" any.
     """
 
     messages: tuple[Message, ...] = ()
@@ -80,11 +84,20 @@ class GenerateRequest:
     model: str = ""
     sampling: Sampling = field(default_factory=Sampling)
     logprobs: bool = False
+    stop: tuple[str, ...] = ()
+    grammar: str = ""
+    json_schema: str = ""
+    session: str = ""
+    node_type: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.raw_prompt is not None):
             raise BadRequest("give either messages or raw_prompt, and not both")
+        if self.grammar and self.json_schema:
+            raise BadRequest("give either a grammar or a JSON schema, and not both")
         check_unicode("the prompt", self.raw_prompt or "")
+        for text in (*self.stop, self.grammar, self.json_schema):
+            check_unicode("a stop text, grammar or JSON schema", text)
 
     @classmethod
     def from_prompt(
@@ -121,6 +134,7 @@ class Done:
     cached_tokens: int
     ttft_ms: float
     time_ms: float
+    failovers: int = 0  # how often another node took over
 
 
 Event = TokenEvent | Done

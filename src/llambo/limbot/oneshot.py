@@ -41,7 +41,7 @@ class Completion:
             "cached_tokens": self.done.cached_tokens,
             "ttft_ms": round(self.done.ttft_ms, 3),
             "time_ms": round(self.done.time_ms, 3),
-            "failovers": 0,
+            "failovers": self.done.failovers,
             "fusion": None,
         }
 
