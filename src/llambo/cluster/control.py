@@ -130,7 +130,7 @@ class ClusterEvent:
 
 
 class Control(Protocol):
-    """The operator's side of a cluster. Every coroutine raises only `LlamboError` and takes effect before it returns."""
+    """The operator's side of a cluster. Coroutines raise only `LlamboError` and take effect before they return."""
 
     async def spawn(
         self,

@@ -1,0 +1,165 @@
+"""Which of the free nodes a request goes to: the strategies, by name.
+
+Pure. Every strategy takes the pools whose nodes may serve the request and gives one of their free nodes, or None. It
+costs the same in a cluster of ten nodes and of ten thousand: two nodes drawn at random are compared, never all.
+
+A node's cost is what one more request makes of its load: (busy + 1) / (slots x relative speed). Speed is what the node
+was measured to generate, over the mean of its peers, so that nodes of unequal hardware finish together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from llambo.cluster.prefix import PrefixIndex
+from llambo.cluster.state import Flight, Node, Pool
+from llambo.core.errors import BadRequest
+
+COMPARED_ALL = 8
+"""Up to so many free nodes all are compared: in a small cluster the best is worth more than the time to find it."""
+DRAWS = 8
+"""How often a draw is repeated that hit a node which has failed this request already."""
+UNEVEN = 0.5
+"""A warm node that is fuller than the alternative by more than this share of its slots is passed over."""
+SPEED_BOUNDS = (0.05, 20.0)
+CHARS_PER_TOKEN = 3
+"""For guessing, on the safe side, what context a text needs before anybody has counted its tokens."""
+ANSWER_TOKENS = 256
+"""The length that an answer of open length is guessed to have."""
+
+
+class Chance(Protocol):
+    """A source of randomness, as `random.Random` is one."""
+
+    def random(self) -> float:
+        """A number in [0, 1)."""
+        ...
+
+
+class Rates:
+    """The mean speed of measured nodes, kept as they are measured."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._count = 0
+
+    def measured(self, old: float, new: float) -> None:
+        """A node's rate changed; 0 is "not measured"."""
+        self._sum += new - old
+        self._count += (new > 0) - (old > 0)
+
+    @property
+    def mean(self) -> float:
+        """Tokens per second of a typical node; 0 when none was measured."""
+        return self._sum / self._count if self._count > 0 else 0.0
+
+
+class Balancer:
+    """Chooses by the strategy of that name. Raises: `BadRequest` for a name that is none."""
+
+    def __init__(self, strategy: str, chance: Chance, index: PrefixIndex, rates: Rates) -> None:
+        self._chance = chance
+        self._index = index
+        self._rates = rates
+        self._strategies: dict[str, Callable[[Sequence[Pool], Flight], Node | None]] = {
+            "round-robin": self._round_robin,
+            "least-loaded": self._least_loaded,
+            "random": self._random,
+            "cognitive-affinity": self._cognitive_affinity,
+            "prefix-affinity": self._prefix_affinity,
+        }
+        self.strategy = ""
+        self.use(strategy)
+
+    def use(self, strategy: str) -> None:
+        """Chooses by that strategy from now on."""
+        if strategy not in self._strategies:
+            raise BadRequest(f"no strategy is called {strategy!r}; there are {', '.join(self._strategies)}")
+        self.strategy = strategy
+
+    def choose(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
+        """A node of `pools` with a free slot that has not failed this request, or None."""
+        flight.matched = 0
+        return self._strategies[self.strategy](pools, flight)
+
+    def _round_robin(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
+        """The node that has waited longest since its last request. Weights do not matter here."""
+        for pool in pools:
+            for node in pool.rotation.values():
+                if _may_serve(node, flight):
+                    return node
+        return None
+
+    def _random(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
+        return self._draw(pools, flight) or _first(pools, flight)
+
+    def _least_loaded(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
+        total = sum(len(pool.free) for pool in pools)
+        if total <= COMPARED_ALL:
+            nodes = [node for pool in pools for node in pool.free if _may_serve(node, flight)]
+            if not nodes:
+                return None
+            start = int(self._chance.random() * len(nodes))  # so that equals take turns
+            return min(nodes[start:] + nodes[:start], key=self._cost)
+        one, other = self._draw(pools, flight), self._draw(pools, flight)
+        if one is None or other is None:
+            return one or other or _first(pools, flight)
+        return min(one, other, key=self._cost)
+
+    def _cognitive_affinity(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
+        """The smallest type of node whose context holds what is asked, so that large nodes are left for large work."""
+        route = flight.route
+        needed = route.size_chars // CHARS_PER_TOKEN + (route.max_tokens or ANSWER_TOKENS)
+        for pool in sorted(pools, key=lambda pool: (0 < pool.ctx < needed, pool.ctx)):
+            if node := self._least_loaded((pool,), flight):
+                return node
+        return None
+
+    def _prefix_affinity(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
+        """The node with most of the prompt in its cache, unless another one is much less loaded."""
+        calm = self._least_loaded(pools, flight)
+        if calm is None:
+            return None
+        for name, depth in self._index.candidates(flight.route.session, flight.route.chain):
+            node = _find(pools, name)
+            if node is None or node.free_index < 0 or not _may_serve(node, flight):
+                continue
+            if node.busy / node.slots - calm.busy / calm.slots > UNEVEN:
+                break
+            flight.matched = depth
+            return node
+        return calm
+
+    def _cost(self, node: Node) -> float:
+        mean = self._rates.mean
+        low, high = SPEED_BOUNDS
+        speed = min(max(node.rate_tps / mean, low), high) if mean and node.rate_tps else 1.0
+        return (node.busy + 1) / (node.slots * speed)
+
+    def _draw(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
+        total = sum(len(pool.free) for pool in pools)
+        for _ in range(DRAWS if total else 0):
+            at = int(self._chance.random() * total)
+            for pool in pools:
+                if at < len(pool.free):
+                    if _may_serve(pool.free[at], flight):
+                        return pool.free[at]
+                    break
+                at -= len(pool.free)
+        return None
+
+
+def _may_serve(node: Node, flight: Flight) -> bool:
+    return not flight.barred or (node.id, node.epoch) not in flight.barred
+
+
+def _first(pools: Sequence[Pool], flight: Flight) -> Node | None:
+    return next((node for pool in pools for node in pool.free if _may_serve(node, flight)), None)
+
+
+def _find(pools: Sequence[Pool], name: str) -> Node | None:
+    for pool in pools:
+        if node := pool.nodes.get(name):
+            return node
+    return None

@@ -1,0 +1,167 @@
+"""The orchestrator: decides everything, does nothing.
+
+`handle(event, now)` takes what happened and gives the commands to perform. It never blocks, reads no clock and draws no
+chance of its own, so that the runtime and the simulator drive the very same code. Two rules hold at every moment:
+
+- every request that arrived is in exactly one place: on a node, in its model's queue, or ended;
+- a node's state changes only as `state.TRANSITIONS` says.
+
+The work is done by four hands that share one `World`: `placement` has the requests, `lifecycle` the nodes, `scaling`
+their number, and this module passes each event to the right one.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from llambo.cluster.balancer import Chance
+from llambo.cluster.events import (
+    Command,
+    ConversationsMoved,
+    DrainWanted,
+    Event,
+    KillWanted,
+    ModelAdded,
+    ModelPinned,
+    ModelRemoved,
+    NodeEnded,
+    NodeStarted,
+    NodeStartFailed,
+    NodeStopped,
+    NodeWanted,
+    ProbeAnswered,
+    ProbeFailed,
+    RequestArrived,
+    RequestBroken,
+    RequestFailed,
+    RequestFinished,
+    RequestGone,
+    RestartWanted,
+    SaveCheckpoint,
+    ScaleWanted,
+    StrategyChosen,
+    Ticked,
+)
+from llambo.cluster.lifecycle import Lifecycle
+from llambo.cluster.scaling import Scaling
+from llambo.cluster.world import Policy, Timer, World
+
+
+class Orchestrator:
+    """The one owner of the cluster's state. Names in events are the caller's to check; unknown ones change nothing."""
+
+    def __init__(self, policy: Policy, chance: Chance) -> None:
+        self.world = World(policy, chance)
+        self._lifecycle = Lifecycle(self.world)
+        self._placement = self._lifecycle.placement
+        self._scaling = Scaling(self.world, self._lifecycle)
+
+    @property
+    def wake_at(self) -> float | None:
+        """When `Ticked` should come, on the clock that `handle` is given; None: not before the next event."""
+        return self.world.wake_at
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """What to do about `event`; `now` in seconds of any clock that goes forward."""
+        self.world.advance(now)
+        self._take(event)
+        self._take_due_timers()
+        commands, self.world.commands = self.world.commands, []
+        return commands
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case RequestArrived() | RequestFinished() | RequestBroken() | RequestFailed() | RequestGone():
+                self._take_request(event)
+            case ModelAdded():
+                self._lifecycle.add_model(event)
+            case ModelRemoved():
+                self._lifecycle.remove_model(event)
+            case NodeStarted():
+                self._lifecycle.started(event)
+            case NodeStartFailed():
+                self._lifecycle.start_failed(event)
+            case NodeEnded(node, epoch, reason):
+                self._lifecycle.ended(node, epoch, reason)
+            case NodeStopped(node, epoch):
+                self._lifecycle.stopped(node, epoch)
+            case ProbeAnswered():
+                self._lifecycle.probe_answered(event)
+            case ProbeFailed():
+                self._lifecycle.probe_failed(event)
+            case ConversationsMoved():
+                self._lifecycle.moved(event)
+            case Ticked():
+                pass
+            case _:
+                self._obey(event)
+
+    def _take_request(
+        self, event: RequestArrived | RequestFinished | RequestBroken | RequestFailed | RequestGone
+    ) -> None:
+        match event:
+            case RequestArrived(route):
+                self._placement.arrived(route)
+                if model := self.world.models.get(route.model):
+                    self._lifecycle.ensure_some(model, route.kind)
+            case RequestFinished():
+                self._placement.finished(event)
+            case RequestBroken(request_id, kind):
+                flight = self.world.flights.get(request_id)
+                if kind == "lost" and flight is not None and flight.node is not None:
+                    self._lifecycle.suspected(flight.node.id, flight.epoch)  # first, so that nobody else is sent there
+                self._placement.broken(event)
+            case RequestFailed(request_id):
+                self._placement.failed(request_id)
+            case RequestGone(request_id):
+                self._placement.gone(request_id)
+            case _:
+                assert_never(event)
+
+    def _obey(  # noqa: PLR0912 - one case per order, each of one line
+        self,
+        event: ModelPinned | NodeWanted | ScaleWanted | DrainWanted | KillWanted | RestartWanted | StrategyChosen,
+    ) -> None:
+        """What an operator wants."""
+        world = self.world
+        match event:
+            case NodeWanted(model):
+                if model in world.models:
+                    self._lifecycle.want(event)
+            case ScaleWanted(model, count):
+                if model in world.models:
+                    self._scaling.scale(world.models[model], count)
+            case DrainWanted(node):
+                if node in world.nodes:
+                    self._lifecycle.drain(world.nodes[node])
+            case KillWanted(node, reason):
+                if node in world.nodes:
+                    self._lifecycle.kill(world.nodes[node], reason)
+            case RestartWanted(node):
+                if node in world.nodes:
+                    self._lifecycle.restart(world.nodes[node])
+            case ModelPinned(model, pinned):
+                if model in world.models:
+                    world.models[model].pinned = pinned
+                    world.say(SaveCheckpoint())
+            case StrategyChosen(strategy):
+                world.balancer.use(strategy)
+                world.publish("strategy", strategy=strategy)
+                world.say(SaveCheckpoint())
+            case _:
+                assert_never(event)
+
+    def _take_due_timers(self) -> None:
+        while (due := self.world.due()) is not None:
+            timer, key, epoch = due
+            match timer:
+                case Timer.PROBE:
+                    self._lifecycle.probe_due(str(key), epoch)
+                case Timer.RESTART:
+                    self._lifecycle.restart_due(str(key), epoch)
+                case Timer.DEADLINE:
+                    self._placement.expire(int(key))
+                case Timer.SCALE:
+                    self._scaling.look()
+                case _:
+                    assert_never(timer)

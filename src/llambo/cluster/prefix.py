@@ -1,0 +1,133 @@
+"""Which node has the beginning of a prompt in its cache: chained hashes of text, mapped to nodes.
+
+Pure. A text is cut at fixed offsets, close together at first and then ever farther apart; each hash covers everything
+before it, so that two texts share exactly the hashes of their common beginning. The map is a guess about caches that
+belong to others: it is bounded, the oldest goes first, and a node's real cached-token counts correct it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+
+FIRST_BLOCK = 128
+"""Characters in the first blocks; from `EVEN_UNTIL` on each is an eighth of the text before it."""
+EVEN_UNTIL = 2048
+MAX_HASHES = 64
+"""Covers half a million characters; what lies beyond does not matter for the choice."""
+MIN_ENTRIES = 16_384
+ENTRIES_PER_NODE = 8
+
+
+def _cuts() -> tuple[int, ...]:
+    cuts, at = [], 0
+    for _ in range(MAX_HASHES):
+        at += FIRST_BLOCK if at < EVEN_UNTIL else at // 8
+        cuts.append(at)
+    return tuple(cuts)
+
+
+CUTS = _cuts()
+
+
+def chain(text: str) -> tuple[int, ...]:
+    """The hashes of the text's beginnings, shortest first; the unfinished last block has none."""
+    hashes: list[int] = []
+    start, link = 0, b""
+    for end in CUTS:
+        if end > len(text):
+            break
+        link = blake2b(link + text[start:end].encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        hashes.append(int.from_bytes(link, "big"))
+        start = end
+    return tuple(hashes)
+
+
+def conversation_text(messages: Iterable[tuple[str, str]]) -> str:
+    """The text that stands for a conversation of (role, content): each turn's text begins the next turn's."""
+    return "".join(f"{role}\x1f{content}\x1e" for role, content in messages)
+
+
+@dataclass(slots=True)
+class _Claim:
+    """That a node computed a prefix, and when (in computations, not seconds)."""
+
+    node: str
+    at: int
+
+
+class PrefixIndex:
+    """Maps prefixes and sessions to the node that served them last."""
+
+    def __init__(self) -> None:
+        self._claims: OrderedDict[int, _Claim] = OrderedDict()
+        self._sessions: OrderedDict[str, _Claim] = OrderedDict()
+        self._believed_since: dict[str, int] = {}  # older claims of that node were found to be wrong
+        self._clock = 0
+        self.capacity = MIN_ENTRIES
+
+    def __len__(self) -> int:
+        return len(self._claims) + len(self._sessions)
+
+    def size_for(self, nodes: int) -> None:
+        """Bounds the map for a cluster of that many nodes."""
+        self.capacity = max(MIN_ENTRIES, ENTRIES_PER_NODE * nodes)
+
+    def candidates(self, session: str, hashes: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+        """(node, hashes it should have), the best first: the session's own node, then the longest matches."""
+        seen: set[str] = set()
+        if session and (claim := self._valid(self._sessions.get(session))):
+            seen.add(claim.node)
+            yield claim.node, self._depth(claim.node, hashes)
+        for depth in range(len(hashes), 0, -1):
+            if (claim := self._valid(self._claims.get(hashes[depth - 1]))) and claim.node not in seen:
+                seen.add(claim.node)
+                yield claim.node, depth
+
+    def computed(self, node: str, session: str, hashes: tuple[int, ...]) -> None:
+        """The node has answered a prompt with these prefixes."""
+        self._clock += 1
+        for number in hashes:
+            self._claims[number] = _Claim(node, self._clock)
+            self._claims.move_to_end(number)
+        if session:
+            self._sessions[session] = _Claim(node, self._clock)
+            self._sessions.move_to_end(session)
+        while len(self._claims) > self.capacity:
+            self._claims.popitem(last=False)
+        while len(self._sessions) > self.capacity // 4:
+            self._sessions.popitem(last=False)
+
+    def missed(self, node: str, hashes: tuple[int, ...], depth: int) -> None:
+        """The node did not have the first `depth` prefixes after all: neither has it what is older than they."""
+        claim = self._claims.get(hashes[depth - 1]) if 0 < depth <= len(hashes) else None
+        if claim is not None and claim.node == node:
+            self._believed_since[node] = max(self._believed_since.get(node, 0), claim.at)
+
+    def forget(self, node: str) -> None:
+        """The node's cache is gone."""
+        self._believed_since[node] = self._clock
+
+    def drop(self, node: str) -> None:
+        """The node is gone for good. Its claims age out; nobody finds a node of that name any more."""
+        self._believed_since.pop(node, None)
+
+    def move(self, source: str, target: str) -> None:
+        """What the source had in its cache is with the target now."""
+        for claim in (*self._claims.values(), *self._sessions.values()):
+            if claim.node == source and self._valid(claim):
+                claim.node, claim.at = target, self._clock
+
+    def _valid(self, claim: _Claim | None) -> _Claim | None:
+        if claim is None or claim.at <= self._believed_since.get(claim.node, 0):
+            return None
+        return claim
+
+    def _depth(self, node: str, hashes: tuple[int, ...]) -> int:
+        for depth in range(len(hashes), 0, -1):
+            claim = self._claims.get(hashes[depth - 1])
+            if claim is not None and claim.node == node:
+                return depth
+        return 0
