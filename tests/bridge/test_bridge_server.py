@@ -74,6 +74,7 @@ async def test_an_answer_comes_whole_with_its_counts(bridge: Running) -> None:
         "cached_tokens": 1,
         "ttft_ms": 1.5,
         "time_ms": 2.5,
+        "failovers": 0,
     }
     assert bridge.door.requests[-1].sampling == Sampling(9)
 

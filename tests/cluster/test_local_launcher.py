@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import psutil
 import pytest
+from gguf import GGUFWriter
 
-from llambo.cluster.launch.base import NodeRequest
-from llambo.cluster.launch.local import LOGS_KEPT, RUN_PREFIX, LocalLauncher, prune_logs, sweep
-from llambo.core.errors import BadModel, LlamboError, TimedOut
+import llambo
+from bench import make_model
+from llambo.cluster.launch.base import (
+    EMBEDDING,
+    GENERATE,
+    SLOT_FILES,
+    TEMPLATE,
+    TOKEN_IDS,
+    NodeHandle,
+    NodeRequest,
+)
+from llambo.cluster.launch.local import LocalLauncher
+from llambo.cluster.launch.rundir import LOGS_KEPT, RUN_PREFIX, NodeLogs, prune_logs, sweep
+from llambo.core.errors import BadModel, Cancelled, LlamboError, NameInUse, TimedOut
 from llambo.core.types import LoadOptions
+from llambo.engine import gguf, memory
+from llambo.node import sandbox
 
 SMALL = LoadOptions(ctx=128, slots=1, threads=1)
+MIB = 2**20
+BUILT_IN = Path(llambo.__file__).parent / "data" / "built-in.gguf"
 
 
 @pytest.fixture
@@ -41,6 +61,110 @@ async def test_a_spawned_node_serves_on_a_socket_in_a_directory_of_its_own(
     assert Path(node.socket_path).is_socket()
     assert Path(node.socket_path).parent.stat().st_mode & 0o777 == 0o700
     assert os.getpgid(node.pid) == node.pid  # a process group per node
+
+
+async def post(node: NodeHandle, path: str, **body: Any) -> dict[str, Any]:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(node.socket_path)) as session,
+        session.post(f"http://node{path}", json=body) as response,
+    ):
+        answer: dict[str, Any] = await response.json()
+        assert response.status == 200, answer
+        return answer
+
+
+async def test_a_node_says_what_it_is(launcher: LocalLauncher, tiny_model: Path) -> None:
+    node = await launcher.spawn(NodeRequest("n3.2", str(tiny_model), LoadOptions(ctx=256, slots=2)), timeout_s=30)
+    assert (node.name, node.address) == ("n3.2", f"unix://{node.socket_path}")
+    assert (node.slots, node.ctx, node.model, node.machine) == (2, 256, "tiny", socket.gethostname())
+    assert node.features == {GENERATE, TOKEN_IDS, TEMPLATE, SLOT_FILES}
+    assert psutil.Process(node.pid).cwd() == str(Path(node.socket_path).parent)
+    embedding = await launcher.spawn(NodeRequest("n4.1", str(tiny_model), SMALL, embedding=True), timeout_s=30)
+    assert embedding.features == {EMBEDDING}
+
+
+async def test_a_node_does_all_its_work_within_its_sandbox(launcher: LocalLauncher, tiny_model: Path) -> None:
+    node = await launcher.spawn(request_for(tiny_model), timeout_s=30)
+    assert ("landlock-fs" in node.sandbox) == (sandbox.landlock_version() > 0)
+    assert "no-new-privs" in node.sandbox
+    answer = await post(node, "/completion", prompt="hello", n_predict=5, return_tokens=True)
+    assert len(answer["tokens"]) == 5
+    assert "hello" in (await post(node, "/apply-template", messages=[{"role": "user", "content": "hello"}]))["prompt"]
+    embedding = await launcher.spawn(NodeRequest("n2", str(tiny_model), SMALL, embedding=True), timeout_s=30)
+    assert (await post(embedding, "/v1/embeddings", input="hello"))["data"][0]["embedding"]
+    status = Path(f"/proc/{node.pid}/status").read_text()
+    assert "NoNewPrivs:\t1" in status
+
+
+async def test_a_node_answers_while_all_its_slots_and_some_connections_are_taken(
+    launcher: LocalLauncher, tiny_model: Path
+) -> None:
+    node = await launcher.spawn(NodeRequest("n1", str(tiny_model), LoadOptions(ctx=128, slots=8)), timeout_s=30)
+    held = [await asyncio.open_unix_connection(node.socket_path) for _ in range(8 + 3)]
+    for _, writer in held:
+        writer.write(b"POST /completion HTTP/1.1\r\nHost: node\r\n")  # a request that never ends
+        await writer.drain()
+    async with asyncio.timeout(10):
+        assert (await post(node, "/tokenize", content="hello"))["tokens"]
+    for _, writer in held:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_slots_are_saved_in_the_nodes_own_directory_and_restored_by_another(
+    launcher: LocalLauncher, tiny_model: Path
+) -> None:
+    first = await launcher.spawn(request_for(tiny_model, "n1"), timeout_s=30)
+    second = await launcher.spawn(request_for(tiny_model, "n2"), timeout_s=30)
+    here, there = launcher.slot_dir("n1"), launcher.slot_dir("n2")
+    assert here is not None
+    assert there is not None
+    assert here.parent == Path(first.socket_path).parent
+    assert here.stat().st_mode & 0o777 == 0o700
+    prompt = "one two three four five six"
+    await post(first, "/completion", prompt=prompt, n_predict=1)
+    saved = await post(first, "/slots/0?action=save", filename="chat")
+    (here / "chat").rename(there / "chat")
+    restored = await post(second, "/slots/0?action=restore", filename="chat")
+    assert restored["n_restored"] == saved["n_saved"] > 0
+    answer = await post(second, "/completion", prompt=prompt, n_predict=1)
+    assert answer["timings"]["cache_n"] > 0
+    assert launcher.slot_dir("n9") is None
+
+
+async def test_a_model_is_found_by_a_relative_path_and_through_a_link(
+    launcher: LocalLauncher, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.gguf").symlink_to(tiny_model)
+    monkeypatch.chdir(tmp_path)
+    assert (await launcher.spawn(NodeRequest("n1", "m.gguf", SMALL), timeout_s=30)).model == "m"
+
+
+async def test_a_split_model_is_read_in_all_its_parts(
+    launcher: LocalLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gguf.GGUFWriter", functools.partial(GGUFWriter, split_max_tensors=15))
+    make_model.write(tmp_path / "m.gguf", make_model.PRESETS["tiny"])
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    assert len(parts) > 1
+    node = await launcher.spawn(request_for(parts[0]), timeout_s=30)
+    assert (await post(node, "/completion", prompt="hello", n_predict=3))["tokens_predicted"] == 3
+
+
+async def test_a_name_is_used_once(launcher: LocalLauncher, tiny_model: Path) -> None:
+    await launcher.spawn(request_for(tiny_model), timeout_s=30)
+    with pytest.raises(NameInUse, match="there is a node n1 already"):
+        await launcher.spawn(request_for(tiny_model), timeout_s=30)
+    await launcher.terminate("n1")
+    await launcher.spawn(request_for(tiny_model), timeout_s=30)
+
+
+async def test_a_stopped_node_can_be_terminated(launcher: LocalLauncher, tiny_model: Path) -> None:
+    node = await launcher.spawn(request_for(tiny_model), timeout_s=30)
+    os.kill(node.pid, signal.SIGSTOP)
+    async with asyncio.timeout(10):
+        await launcher.terminate("n1")
+    assert not psutil.pid_exists(node.pid)
 
 
 async def test_terminate_returns_when_the_process_and_its_directory_are_gone(
@@ -75,6 +199,96 @@ async def test_a_killed_zygote_takes_its_nodes_along_and_the_next_spawn_has_anot
     assert psutil.pid_exists(again.pid)
 
 
+async def test_all_nodes_of_a_killed_zygote_are_reported_and_the_next_spawn_need_not_wait_for_that(
+    launcher: LocalLauncher, tiny_model: Path
+) -> None:
+    nodes = [await launcher.spawn(request_for(tiny_model, f"n{i}"), timeout_s=30) for i in range(3)]
+    zygote = psutil.Process(nodes[0].pid).parent()
+    assert zygote is not None
+    zygote.kill()
+    again = await launcher.spawn(request_for(tiny_model, "n3"), timeout_s=30)
+    watch = launcher.watch()
+    async with asyncio.timeout(10):
+        exits = [await anext(watch) for _ in nodes]
+    assert {exit.name for exit in exits} == {"n0", "n1", "n2"}
+    assert {exit.pid for exit in exits} == {node.pid for node in nodes}
+    assert psutil.pid_exists(again.pid)
+
+
+async def test_a_stopped_zygote_does_not_keep_a_launcher_from_closing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llambo.cluster.launch.zygote.END_S", 0.5)
+    launcher = LocalLauncher(tmp_path / "run")
+    node = await launcher.spawn(request_for(tiny_model), timeout_s=30)
+    process = psutil.Process(node.pid)
+    zygote = process.parent()
+    assert zygote is not None
+    zygote.suspend()
+    async with asyncio.timeout(10):
+        await launcher.close()
+    assert not psutil.wait_procs([process, zygote], timeout=5)[1]
+
+
+@pytest.fixture
+def stuck_model(tmp_path: Path) -> Path:
+    """A model that never loads: its reader waits for a writer."""
+    os.mkfifo(tmp_path / "stuck.gguf")
+    return tmp_path / "stuck.gguf"
+
+
+async def test_waiting_for_a_turn_is_no_part_of_the_time_to_load(
+    tiny_model: Path, stuck_model: Path, tmp_path: Path
+) -> None:
+    launcher = LocalLauncher(tmp_path / "run", loads_at_once=1)
+    try:
+        await launcher.spawn(request_for(tiny_model, "n0"), timeout_s=30)
+        stuck = asyncio.create_task(launcher.spawn(request_for(stuck_model, "n1"), timeout_s=3))
+        waiting = asyncio.create_task(launcher.spawn(request_for(tiny_model, "n2"), timeout_s=2.5))
+        with pytest.raises(TimedOut, match=r"stuck\.gguf was not loaded within 3 s"):
+            await stuck
+        assert (await waiting).name == "n2"
+    finally:
+        await launcher.close()
+
+
+async def test_a_node_that_waits_for_its_turn_can_be_cancelled(
+    tiny_model: Path, stuck_model: Path, tmp_path: Path
+) -> None:
+    launcher = LocalLauncher(tmp_path / "run", loads_at_once=1)
+    try:
+        stuck = asyncio.create_task(launcher.spawn(request_for(stuck_model, "n1"), timeout_s=30))
+        waiting = asyncio.create_task(launcher.spawn(request_for(tiny_model, "n2"), timeout_s=30))
+        while launcher.slot_dir("n1") is None:
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await launcher.terminate("n1")
+        with pytest.raises(Cancelled, match="node n1 was ended while it loaded"):
+            await stuck
+        assert (await launcher.spawn(request_for(tiny_model, "n2"), timeout_s=30)).name == "n2"
+    finally:
+        await launcher.close()
+
+
+async def test_closing_fails_the_spawns_that_wait_and_those_that_come(
+    tiny_model: Path, stuck_model: Path, tmp_path: Path
+) -> None:
+    launcher = LocalLauncher(tmp_path / "run", loads_at_once=1)
+    stuck = asyncio.create_task(launcher.spawn(request_for(stuck_model, "n1"), timeout_s=30))
+    waiting = asyncio.create_task(launcher.spawn(request_for(tiny_model, "n2"), timeout_s=30))
+    while launcher.slot_dir("n1") is None:
+        await asyncio.sleep(0.01)
+    await launcher.close()
+    outcome = await asyncio.gather(stuck, waiting, return_exceptions=True)
+    assert isinstance(outcome[0], Cancelled)
+    assert str(outcome[1]) == "cannot start a node: the launcher is closed"
+    with pytest.raises(LlamboError, match="the launcher is closed"):
+        await launcher.spawn(request_for(tiny_model), timeout_s=30)
+    assert not list((tmp_path / "run").glob("*"))
+
+
 async def test_a_model_that_llama_cpp_refuses_is_an_error_with_its_last_words(
     launcher: LocalLauncher, tmp_path: Path
 ) -> None:
@@ -103,18 +317,43 @@ async def test_a_cancelled_spawn_leaves_no_node(launcher: LocalLauncher, tiny_mo
     assert set(psutil.Process().children(recursive=True)) == before
 
 
-async def test_many_nodes_start_at_once(launcher: LocalLauncher, tiny_model: Path) -> None:
-    nodes = await asyncio.gather(*(launcher.spawn(request_for(tiny_model, f"n{i}"), timeout_s=60) for i in range(12)))
-    assert len({node.pid for node in nodes}) == 12
+async def test_many_tiny_nodes_start_at_once_and_each_is_small(launcher: LocalLauncher) -> None:
+    options = LoadOptions(ctx=512, slots=1, threads=1)
+    requests = [NodeRequest(f"n{i}.1", str(BUILT_IN), options) for i in range(30)]
+    nodes = await asyncio.gather(*(launcher.spawn(request, timeout_s=60) for request in requests))
+    assert len({node.pid for node in nodes}) == 30
+    await asyncio.gather(*(post(node, "/completion", prompt="What is a node?", n_predict=4) for node in nodes))
+    processes = [psutil.Process(node.pid) for node in nodes]
+    uss = max(process.memory_full_info().uss for process in processes)
+    assert uss <= 12 * MIB
+    estimate = memory.needed(gguf.read(BUILT_IN), ctx=512, slots=1).private_bytes
+    assert uss <= estimate <= 12 * MIB, "what is admitted is what is used"
+    # A connection adds one for as long as it is open.
+    assert max(process.num_threads() for process in processes) <= 12
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(launcher.terminate(node.name) for node in nodes))
+    assert not any(psutil.pid_exists(node.pid) for node in nodes)
 
 
 async def test_nodes_log_to_files_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
     launcher = LocalLauncher(tmp_path / "run", log_dir=tmp_path / "logs")
     try:
-        await launcher.spawn(request_for(tiny_model), timeout_s=30)
-        assert (tmp_path / "logs" / f"{os.getpid()}-n1.log").exists()
+        node = await launcher.spawn(request_for(tiny_model), timeout_s=30)
+        assert node.log_path == str(tmp_path / "logs" / f"{os.getpid()}-n1.log")
+        assert Path(node.log_path).exists()
     finally:
         await launcher.close()
+
+
+async def test_a_node_that_is_killed_while_it_loads_is_an_error_that_says_so(
+    launcher: LocalLauncher, stuck_model: Path
+) -> None:
+    spawning = asyncio.create_task(launcher.spawn(request_for(stuck_model), timeout_s=30))
+    while not (nodes := [p for p in psutil.Process().children(recursive=True) if os.getpgid(p.pid) == p.pid][1:]):
+        await asyncio.sleep(0.01)
+    nodes[0].kill()
+    with pytest.raises(BadModel, match=r"stuck.gguf cannot be loaded: the node ended: it was killed by signal 9"):
+        await spawning
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -187,10 +426,35 @@ async def test_a_place_for_logs_that_is_none_is_told(tiny_model: Path, tmp_path:
     await launcher.close()
 
 
-def test_only_the_newest_logs_are_kept(tmp_path: Path) -> None:
+def nobody() -> int:
+    """The id of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+def test_of_launchers_that_are_gone_only_the_newest_logs_are_kept(tmp_path: Path) -> None:
+    gone = nobody()
     for number in range(LOGS_KEPT + 10):
-        path = tmp_path / f"1-n{number}.log"
+        path = tmp_path / f"{gone}-n{number}.log"
         path.touch()
         os.utime(path, (number, number))
     prune_logs(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {f"1-n{i}.log" for i in range(10, LOGS_KEPT + 10)}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{gone}-n{i}.log" for i in range(10, LOGS_KEPT + 10)}
+
+
+def test_the_logs_of_living_launchers_are_never_pruned(tmp_path: Path) -> None:
+    for number in range(LOGS_KEPT + 10):
+        (tmp_path / f"{os.getpid()}-n{number}.log").touch()
+    (tmp_path / "notes.log").touch()
+    prune_logs(tmp_path)
+    assert len(list(tmp_path.iterdir())) == LOGS_KEPT + 11
+
+
+def test_the_logs_of_all_living_nodes_and_of_the_last_that_ended_are_kept(tmp_path: Path) -> None:
+    logs = NodeLogs(tmp_path / "logs")
+    paths = [logs.path_of(f"n{number}.1") for number in range(LOGS_KEPT + 20)]
+    for path in paths:
+        path.touch()
+    for number in range(LOGS_KEPT + 5):
+        logs.node_ended(f"n{number}.1")
+    assert [path.exists() for path in paths] == [False] * 5 + [True] * (LOGS_KEPT + 15)

@@ -55,8 +55,27 @@ def test_the_bridge_socket_has_a_short_name_too(monkeypatch: pytest.MonkeyPatch)
         ("models:\n  ctx: 12\n", ":2: models.ctx = 12: input should be greater than or equal to 16"),
         ("bridge:\n  drain_timeout: soon\n", ":2: bridge.drain_timeout = 'soon': expected a duration such as 30s"),
         ("bridge:\n  colour: red\n", ":2: unknown key bridge.colour; there are socket_path, listen"),
-        ("# comment\nmodel: {}\n", ":2: unknown section 'model'; there are cluster, models, bridge"),
+        (
+            "# comment\nmodel: {}\n",
+            ":2: unknown section 'model'; there are cluster, load_balancer, orchestrator, models",
+        ),
         ("models: 3\n", ":1: models must hold keys"),
+        ("cluster:\n  launcher: ray\n", ":2: cluster.launcher = 'ray': nodes on other machines through Ray are not"),
+        ("cluster:\n  launcher: ssh\n", ":2: cluster.launcher = 'ssh': input should be 'local' or 'ray'"),
+        (
+            "cluster:\n  default_type: huge\n",
+            ":2: cluster.default_type = 'huge': there is no such node type; there are",
+        ),
+        (
+            "load_balancer:\n  strategy: best\n",
+            ":2: load_balancer.strategy = 'best': input should be 'prefix-affinity'",
+        ),
+        ("orchestrator:\n  scale_factor: 1\n", ":2: orchestrator.scale_factor = 1: must be greater than 1"),
+        ("orchestrator:\n  min_nodes: -1\n", ":2: orchestrator.min_nodes = -1: input should be greater than or"),
+        (
+            "state:\n  checkpoint_on_change: maybe\n",
+            ":2: state.checkpoint_on_change = 'maybe': input should be a valid",
+        ),
         ("- 1\n", ":1: expected sections"),
         ("a: [\n", "not valid YAML"),
         ("models:\n  ctx: 1\n  ctx: 2\n", "not valid YAML"),
@@ -68,6 +87,81 @@ def test_what_is_wrong_in_a_file_is_told_with_its_line(write: Path, text: str, c
         config.load(write)
     assert str(write) in caught.value.message
     assert complaint in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("types", "complaint"),
+    [
+        ("tiny: {ctx: 8}", ":4: cluster.node_types.tiny.ctx = 8: input should be greater than or equal to 16"),
+        ("big: {memory: lots}", ":4: cluster.node_types.big.memory = 'lots': expected a size such as 512MiB, 1GiB"),
+        ("big: {memory: true}", ":4: cluster.node_types.big.memory = True: expected a size such as 512MiB, 1GiB"),
+        ("tiny: {speed: 3}", ":4: unknown key cluster.node_types.tiny.speed; there are ctx, slots, threads, memory"),
+        ("tiny: 3", ":4: cluster.node_types.tiny must hold keys (ctx, slots, threads, memory), not 3"),
+        ("Big Type: {ctx: 64}", ":4: cluster.node_types: 'Big Type' is no name of a node type: small letters"),
+        ("- tiny", ":2: cluster.node_types must hold node types, such as small: {ctx: 1024}"),
+    ],
+)
+def test_what_is_wrong_in_a_node_type_is_told_with_its_key_and_line(write: Path, types: str, complaint: str) -> None:
+    write.write_text(f"cluster:\n  node_types:\n    # some more\n    {types}\n")
+    with pytest.raises(BadConfig) as caught:
+        config.load(write)
+    assert f"{write}{complaint}" in caught.value.message
+
+
+def test_node_types_of_a_file_add_to_the_presets_and_override_them(write: Path) -> None:
+    write.write_text(
+        "cluster:\n  default_type: wide\n  node_types:\n    tiny: {slots: 2}\n    wide: {ctx: 9000, memory: 2GB}\n"
+    )
+    loaded = config.load(write)
+    types = loaded.settings.cluster.node_types
+    assert list(types) == ["tiny", "medium", "large", "wide"]
+    assert (types["tiny"].slots, types["tiny"].ctx, types["tiny"].memory) == (2, 512, 128 * 2**20)
+    assert (types["wide"].slots, types["wide"].ctx, types["wide"].memory) == (4, 9000, 2 * 10**9)
+    assert config.Cluster().node_types["tiny"].slots == 1
+    entries = {key: (value, source) for key, value, source in loaded.entries()}
+    assert entries["cluster.node_types.tiny.slots"] == (2, f"{write}:4")
+    assert entries["cluster.node_types.tiny.ctx"] == (512, "default")
+
+
+def test_node_types_can_come_from_the_environment(write: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write.write_text("cluster:\n  node_types:\n    tiny: {slots: 2, ctx: 100}\n")
+    monkeypatch.setenv("LLAMBO_CLUSTER_NODE_TYPES", "{tiny: {ctx: 64}}")
+    tiny = config.load(write).settings.cluster.node_types["tiny"]
+    assert (tiny.slots, tiny.ctx) == (2, 64)
+    monkeypatch.setenv("LLAMBO_CLUSTER_NODE_TYPES", "{tiny: {ctx: 1}}")
+    with pytest.raises(BadConfig, match=r"environment variable \w+_NODE_TYPES: cluster\.node_types\.tiny\.ctx"):
+        config.load(write)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("min_nodes: 5\n  max_nodes: 4", ":3: orchestrator.max_nodes = 4: must be at least orchestrator.min_nodes"),
+        ("scale_up_threshold: 0.1", ":2: orchestrator.scale_down_threshold = 0.2: must be below orchestrator.scale_up"),
+        ("scale_down_threshold: 0.9", ":2: orchestrator.scale_down_threshold = 0.9: must be below"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_told_where_one_was_given(write: Path, text: str, complaint: str) -> None:
+    write.write_text(f"orchestrator:\n  {text}\n")
+    with pytest.raises(BadConfig) as caught:
+        config.load(write)
+    assert f"{write}{complaint}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("512MiB", 2**29),
+        ("1GiB", 2**30),
+        ("2GB", 2 * 10**9),
+        ("1500 kb", 1_500_000),
+        (2**20, 2**20),
+        ("1.5GiB", 3 * 2**29),
+    ],
+)
+def test_sizes_have_units(write: Path, written: object, size: int) -> None:
+    write.write_text(f"cluster:\n  node_types:\n    x: {{memory: {written}}}\n")
+    assert config.load(write).settings.cluster.node_types["x"].memory == size
 
 
 def test_a_missing_file_is_an_error_only_when_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +199,8 @@ def test_the_commented_example_in_the_repository_shows_every_key_at_its_default(
     example = config.load(REPOSITORY / "cluster-config.yaml")
     assert example.settings == config.Settings()
     assert "default" not in example.sources.values()
+
+
+def test_the_package_ships_the_example() -> None:
+    shipped = REPOSITORY / "src" / "llambo" / "data" / "cluster-config.yaml"
+    assert shipped.read_text() == (REPOSITORY / "cluster-config.yaml").read_text()

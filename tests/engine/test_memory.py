@@ -9,6 +9,7 @@ import psutil
 import pytest
 from gguf_files import write_model
 
+import llambo
 from llambo.core.errors import NoMemory
 from llambo.engine import gguf, memory
 
@@ -62,6 +63,33 @@ def test_the_total_is_the_sum_and_holds_the_weights() -> None:
     assert need.weights_bytes == LLAMA_8B.tensor_bytes
     assert need.total == need.weights_bytes + need.kv_bytes + need.compute_bytes
     assert 100 * MIB < need.compute_bytes < 500 * MIB
+
+
+def test_weights_are_shared_unless_the_engine_rearranges_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    mapped = memory.needed(replace(LLAMA_8B, quant="Q8_0"), ctx=512, slots=1)
+    assert mapped.shared_bytes == LLAMA_8B.tensor_bytes
+    assert mapped.private_bytes == mapped.kv_bytes + mapped.compute_bytes
+    copied = memory.needed(LLAMA_8B, ctx=512, slots=1)  # Q4_K_M
+    assert (copied.shared_bytes, copied.private_bytes) == (0, copied.total)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert memory.needed(replace(LLAMA_8B, quant="Q8_0"), ctx=512, slots=1).shared_bytes == 0
+    assert memory.needed(replace(LLAMA_8B, quant="BF16"), ctx=512, slots=1).copied_bytes == 0
+
+
+def test_the_prompt_cache_is_in_proportion_to_the_context_and_bounded() -> None:
+    assert memory.needed(LLAMA_8B, ctx=256, slots=1).prompt_cache_bytes == 4 * 256 * 128 * 1024
+    assert memory.needed(LLAMA_8B, ctx=8192, slots=4).prompt_cache_bytes == 256 * MIB
+
+
+def test_a_tiny_model_needs_little() -> None:
+    tiny = gguf.read(Path(llambo.__file__).parent / "data" / "built-in.gguf")
+    assert 8 * MIB < memory.needed(tiny, ctx=512, slots=1).private_bytes < 12 * MIB
+
+
+def test_a_7b_model_does_not_fit_4_gib() -> None:
+    with pytest.raises(NoMemory, match=r"needs 5.\d GiB of memory and 4.0 GiB are free"):
+        memory.check_fits(LLAMA_8B, ctx=512, slots=1, available=4 * GIB)
 
 
 def test_what_fits_is_returned(tmp_path: Path) -> None:

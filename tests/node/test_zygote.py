@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,9 +64,24 @@ def test_a_node_is_started_then_ready_then_exited(zygote: Zygote, tiny_model: Pa
     assert (started["event"], ready["event"]) == ("started", "ready")
     assert started["pid"] == ready["pid"]
     assert ready["address"].endswith("/n1/node.sock")
+    assert "no-new-privs" in ready["sandbox"]
     zygote.order(signal=15, name="n1")
     exited = zygote.hear()
     assert (exited["event"], exited["name"], exited["status"]) == ("exited", "n1", -15)
+
+
+def test_nodes_may_have_more_connections_than_the_usual_soft_limit(tmp_path: Path, tiny_model: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        zygote = Zygote(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    zygote.spawn("n1", tiny_model)
+    pid = zygote.hear()["pid"]
+    assert zygote.hear()["event"] == "ready"
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] == min(65_536, hard)
+    assert zygote.end() == 0
 
 
 def test_the_end_of_standard_input_ends_zygote_and_nodes(tmp_path: Path, tiny_model: Path) -> None:
@@ -79,7 +95,7 @@ def test_the_end_of_standard_input_ends_zygote_and_nodes(tmp_path: Path, tiny_mo
 def test_an_engine_that_refuses_says_so_and_exits(zygote: Zygote, tmp_path: Path) -> None:
     zygote.spawn("n1", tmp_path / "none.gguf")
     events = [zygote.hear() for _ in range(3)]
-    assert [event["event"] for event in events] == ["started", "failed", "exited"]
+    assert [event["event"] for event in events] == ["started", "refused", "exited"]
     assert events[2]["status"] == 1
 
 

@@ -57,4 +57,5 @@ def counts_of(done: Done) -> dict[str, object]:
         "cached_tokens": done.cached_tokens,
         "ttft_ms": round(done.ttft_ms, 3),
         "time_ms": round(done.time_ms, 3),
+        "failovers": done.failovers,
     }

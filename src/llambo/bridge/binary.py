@@ -47,6 +47,7 @@ class AnswerFrame(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True)
     cached_tokens: int | None = None
     ttft_ms: float | None = None
     time_ms: float | None = None
+    failovers: int = 0
 
 
 _ANSWER = msgspec.msgpack.Decoder(AnswerFrame)

@@ -37,6 +37,7 @@ class Token:
     time_ms: float | None = None
     model: str = ""
     node: str = ""
+    failovers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Completion:
     time_ms: float | None
     model: str
     node: str
+    failovers: int = 0
 
     def __str__(self) -> str:
         """The text."""
@@ -62,7 +64,8 @@ class InferOptions(TypedDict, total=False):
     """The options of every call that generates; one that is not given is the engine's choice.
 
     `messages` replaces the prompt, `raw` skips the chat template, `timeout_s` bounds the call (of a stream: the wait
-    for each token).
+    for each token). The answer ends before any text of `stop`; `grammar` (GBNF) or `json_schema` (as text) bounds it.
+    Requests of one `session` are queued and routed together; `node_type` wants a node of that type.
     """
 
     max_tokens: int
@@ -73,6 +76,11 @@ class InferOptions(TypedDict, total=False):
     model: str
     system: str
     logprobs: bool
+    stop: Sequence[str]
+    grammar: str
+    json_schema: str
+    session: str
+    node_type: str
     timeout_s: float
 
 
@@ -156,6 +164,7 @@ def token_of(frame: AnswerFrame) -> Token:
         time_ms=frame.time_ms,
         model=frame.model,
         node=frame.node,
+        failovers=frame.failovers,
     )
 
 
@@ -171,6 +180,7 @@ def completion_of(frame: AnswerFrame | Token, text: str) -> Completion:
         frame.time_ms,
         frame.model,
         frame.node,
+        frame.failovers,
     )
 
 

@@ -213,6 +213,11 @@ class Ask:
     top_p: float | None = None
     seed: int | None = None
     logprobs: bool = False
+    stop: tuple[str, ...] = ()
+    grammar: str = ""
+    json_schema: str = ""
+    session: str = ""
+    node_type: str = ""
 
     def one(self) -> GenerateRequest:
         """The request for `prompt` or `messages`.
@@ -255,13 +260,24 @@ class Ask:
         check_text(what, prompt)
         if not self.raw:
             return self._of_messages((*system, Message("user", prompt)))
-        request = GenerateRequest.from_prompt(
-            prompt, raw=True, system=self.system, model=self.model, sampling=self._sampling()
-        )
-        return replace(request, logprobs=True) if self.logprobs else request
+        return self._request(GenerateRequest.from_prompt(prompt, raw=True, system=self.system))
 
     def _of_messages(self, messages: tuple[Message, ...]) -> GenerateRequest:
-        return GenerateRequest(messages=messages, model=self.model, sampling=self._sampling(), logprobs=self.logprobs)
+        return self._request(GenerateRequest(messages=messages))
+
+    def _request(self, bare: GenerateRequest) -> GenerateRequest:
+        return replace(
+            bare,
+            model=self.model,
+            sampling=self._sampling(),
+            logprobs=self.logprobs,
+            stop=self.stop,
+            grammar=self.grammar,
+            json_schema=self.json_schema,
+            session=self.session,
+            node_type=self.node_type,
+            interface="bridge",
+        )
 
     def _sampling(self) -> Sampling:
         return Sampling(self.max_tokens, self.temperature, self.top_p, self.seed)

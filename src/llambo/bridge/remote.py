@@ -89,6 +89,11 @@ def _options(request: GenerateRequest) -> ChatOptions:
         "seed": sampling.seed,
         "model": request.model or None,
         "logprobs": request.logprobs or None,
+        "stop": request.stop or None,
+        "grammar": request.grammar or None,
+        "json_schema": request.json_schema or None,
+        "session": request.session or None,
+        "node_type": request.node_type or None,
         "raw": True if request.raw_prompt is not None else None,
         "messages": request.messages or None,
     }
@@ -105,4 +110,5 @@ def _done(token: Token) -> Done:
         token.cached_tokens or 0,
         token.ttft_ms or 0.0,
         token.time_ms or 0.0,
+        token.failovers,
     )

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llambo.cli import common
-from llambo.core.errors import LlamboError, TimedOut, Unreachable, from_code
+from llambo.cli import common, launching
+from llambo.core.errors import LlamboError, Unreachable
 
 if TYPE_CHECKING:
     from llambo.bridge.client import Bridge
     from llambo.cli import running
 
 app = typer.Typer(no_args_is_help=True, help="The bridge of this home: a Unix-socket service in front of llama.cpp.")
-
-_STOP_MARGIN_S = 10.0  # over the drain: nodes end, sockets close
 
 
 def _the_running() -> running.Running:
@@ -58,37 +54,14 @@ def start(
 
 
 def _launch(arguments: list[str]) -> tuple[int, dict[str, Any]]:
-    """Starts the bridge's process in a session of its own and waits for its report.
+    """Starts the bridge's process and waits for its report.
 
     Raises: the error that the bridge reported.
     """
-    import msgspec
-
-    read_fd, write_fd = os.pipe()
-    with os.fdopen(read_fd, "rb") as report:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "llambo.cli.bridge", "--ready-fd", str(write_fd), *arguments],
-            pass_fds=[write_fd],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        os.close(write_fd)
-        try:
-            line = report.readline()  # empty when the bridge died without a report
-        except KeyboardInterrupt:
-            process.terminate()
-            process.wait()
-            raise
-    if not line:
-        raise LlamboError(f"the bridge ended with status {process.wait()} before it was ready")
-    fields: dict[str, Any] = msgspec.json.decode(line)
-    if "code" in fields:
-        process.wait()
-        raise from_code(fields["code"], fields["message"])
-    process.returncode = 0  # it is on its own from here: no warning that a child still runs
-    return process.pid, fields
+    try:
+        return launching.launch("llambo.cli.bridge", arguments, what="the bridge")
+    except launching.LaunchFailed as failure:
+        raise failure.error from None
 
 
 def _tell(facts: dict[str, Any], *, as_json: bool) -> None:
@@ -103,7 +76,7 @@ def _tell(facts: dict[str, Any], *, as_json: bool) -> None:
 def stop() -> None:
     """Stops the bridge: answers in flight finish, then its nodes end and its memory is free."""
     found = _the_running()
-    _end(found.pid, found.drain_timeout_s + _STOP_MARGIN_S)
+    launching.end(found.pid, found.drain_timeout_s + launching.STOP_MARGIN_S, what="the bridge")
     sys.stdout.write("bridge stopped\n")
 
 
@@ -151,25 +124,8 @@ def test(
                 if streaming or not ffi:
                     _check_stream(bridge)
         finally:
-            _end(pid, _STOP_MARGIN_S)
+            launching.end(pid, launching.STOP_MARGIN_S, what="the bridge")
     sys.stdout.write(f"all checks passed with {ref}\n")
-
-
-def _end(pid: int, timeout_s: float) -> None:
-    """Asks a bridge to stop, as QUIT does, and returns when it has ended; one that has is no error.
-
-    Raises: `TimedOut`.
-    """
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        process.terminate()
-        process.wait(timeout_s)
-    except psutil.NoSuchProcess:
-        return
-    except psutil.TimeoutExpired:
-        raise TimedOut(f"the bridge (pid {pid}) did not end within {timeout_s:g} s") from None
 
 
 def _report(check: str, seen: str) -> None:

@@ -1,19 +1,22 @@
-"""Which cluster answers: the bridge that runs for this home, else a private one in this process tree."""
+"""Which cluster answers: the running one of this home, else its bridge, else a private one in this process tree."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from llambo.bridge.async_client import AsyncBridge
 from llambo.bridge.remote import BridgeDoor
 from llambo.cli import running
+from llambo.cli.daemon_client import model_ref
 from llambo.cluster.api import Cluster
 from llambo.cluster.door import Door
 from llambo.core import paths
 from llambo.core.config import Config
-from llambo.core.errors import LlamboError, Unreachable
+from llambo.core.errors import Cancelled, LlamboError, Unreachable
+from llambo.core.threads import run_abandonable
 from llambo.core.types import ModelInfo
 from llambo.engine import models
 from llambo.engine.download import Progress
@@ -23,10 +26,15 @@ from llambo.engine.download import Progress
 async def open_door(config: Config, model: str, progress: Progress | None = None) -> AsyncIterator[tuple[Door, str]]:
     """A door behind which `model` ("" for the default) answers, and the name that it has there.
 
-    The running bridge is used when it has the model loaded; otherwise a private cluster loads it, and tells `progress`
-    of a download. The cluster ends with the block.
+    The running cluster is used where there is one; else a running bridge, when it has the model loaded; else a private
+    cluster loads it, which ends with the block. `progress` is told of a download.
     """
-    async with _running_bridge(config) as bridge:
+    daemon = running.find(running.DAEMON)
+    if daemon is not None:
+        async with daemon_door(daemon, config, model, progress) as opened:
+            yield opened
+            return
+    async with _connected(_socket_of_bridge(config)) as bridge:
         if bridge is not None:
             name = _find(model, (await bridge.refresh()).models)
             if name is not None:
@@ -39,8 +47,47 @@ async def open_door(config: Config, model: str, progress: Progress | None = None
 
 
 @asynccontextmanager
-async def _running_bridge(config: Config) -> AsyncIterator[BridgeDoor | None]:
-    socket = _socket_of_running(config)
+async def daemon_door(
+    daemon: running.Running, config: Config, model: str, progress: Progress | None = None
+) -> AsyncIterator[tuple[Door, str]]:
+    """The door of the running cluster, and the name that `model` has there; it is fetched and loaded where it is not.
+
+    Raises: `Unreachable`, and what fetching and loading raise.
+    """
+    async with _connected(daemon.socket) as door:
+        if door is None:
+            raise Unreachable(f"the cluster of this home (pid {daemon.pid}) is starting or ending: try again")
+        name = _find(model, (await door.refresh()).models) if model else ""
+        if name is None and config.settings.models.on_demand:
+            name = await _load(door, config, model, progress)
+        yield door, model if name is None else name
+
+
+async def _load(door: BridgeDoor, config: Config, model: str, progress: Progress | None) -> str:
+    """Has the cluster load a model and returns its name there; what is not on this machine is fetched here first.
+
+    The cluster would fetch it too, but nobody would see how that goes on.
+    """
+    given_up = threading.Event()
+
+    def tell(done: int, total: int) -> None:
+        if given_up.is_set():
+            raise Cancelled("the download was given up")
+        if progress is not None:
+            progress(done, total)
+
+    offline = config.settings.models.offline
+    try:
+        await run_abandonable(
+            lambda: models.resolve(model, home=paths.home(), offline=offline, progress=tell), name=f"fetch {model}"
+        )
+    finally:
+        given_up.set()  # a thread cannot be cancelled; it ends at its next piece
+    return (await door.load(model_ref(model))).name
+
+
+@asynccontextmanager
+async def _connected(socket: str | None) -> AsyncIterator[BridgeDoor | None]:
     if socket is None:
         yield None
         return
@@ -65,7 +112,7 @@ def _find(wanted: str, loaded: tuple[ModelInfo, ...]) -> str | None:
     return None
 
 
-def _socket_of_running(config: Config) -> str | None:
+def _socket_of_bridge(config: Config) -> str | None:
     """The socket of the bridge of this home, or one that was named on purpose."""
     found = running.find()
     if found is not None:

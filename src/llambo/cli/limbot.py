@@ -1,6 +1,7 @@
 """`limbot`: asks a model from the terminal.
 
-Puts a door (the running bridge of this home, else a private cluster in this process tree) and a writer together.
+Puts a door (the running cluster of this home, its bridge, or a private cluster in this process tree) and a writer
+together.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llambo.cli import common
+from llambo.cli import asking, common
 from llambo.core.errors import BadRequest
 
 if TYPE_CHECKING:
     from llambo.cluster.door import Door
     from llambo.core.config import Config
     from llambo.core.types import GenerateRequest
-    from llambo.limbot.oneshot import Writer
 
 app = typer.Typer(**common.APP_OPTIONS)
 
@@ -45,7 +45,8 @@ def limbot(
 ) -> None:
     """Asks a model and streams its answer.
 
-    Talks to the bridge that runs for this home; with none it starts a private node and takes it down again.
+    Talks to the cluster or the bridge that runs for this home; with none it starts a private node and takes it down
+    again.
     """
     from llambo.core import config as configuration
     from llambo.core import log
@@ -67,9 +68,9 @@ def _read_prompt(words: list[str]) -> str:
     if prompt == "-" or not words:
         if not words and sys.stdin.isatty():
             raise BadRequest('give a prompt, such as: limbot "What is a node?"; or pipe one in')
-        prompt = _read_stdin()
+        prompt = asking.read_stdin()
     elif _is_piped():
-        prompt = "\n\n".join(part for part in (_read_stdin(), prompt) if part)
+        prompt = "\n\n".join(part for part in (asking.read_stdin(), prompt) if part)
     if not prompt.strip():
         raise BadRequest("the prompt is empty")
     return prompt
@@ -84,29 +85,21 @@ def _is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISREG(mode)
 
 
-def _read_stdin() -> str:
-    if sys.stdin is None:
-        raise BadRequest("standard input is closed; give the prompt as an argument")
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").strip("\n")
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"standard input is not UTF-8 text (byte {error.start}); prompts are text") from None
-
-
 async def _ask(request: GenerateRequest, config: Config, model: str, *, raw: bool, as_json: bool) -> None:
     from dataclasses import replace
 
     from llambo.limbot import oneshot
 
-    writer = _writer(raw=raw, as_json=as_json)
-    async with _waiting() as waiting, _open(config, model, waiting) as (door, name):
-        completion = await oneshot.ask(door.generate, replace(request, model=name), _AfterWaiting(writer, waiting))
+    writer = asking.choose_writer(raw=raw, as_json=as_json)
+    async with asking.waiting() as waiting, _open(config, model, waiting) as (door, name):
+        ready = asking.AfterWaiting(writer, waiting)
+        completion = await oneshot.ask(door.generate, replace(request, model=name), ready)
     if as_json:
         common.print_json(completion.document())
 
 
 @asynccontextmanager
-async def _open(config: Config, model: str, waiting: _Waiting) -> AsyncIterator[tuple[Door, str]]:
+async def _open(config: Config, model: str, waiting: asking.Waiting) -> AsyncIterator[tuple[Door, str]]:
     """The door to ask, as `doors.open_door` has it; a download takes the spinner's place with a bar."""
     from llambo.cli.doors import open_door
     from llambo.cli.models import download_progress
@@ -119,59 +112,6 @@ async def _open(config: Config, model: str, waiting: _Waiting) -> AsyncIterator[
 
         async with open_door(config, model, progress) as opened:
             yield opened
-
-
-def _writer(*, raw: bool, as_json: bool) -> Writer:
-    from llambo.limbot import render
-
-    if as_json:
-        return render.Silent()
-    if raw or not common.draws(sys.stdout):
-        return render.Plain(sys.stdout, to_terminal=sys.stdout.isatty())
-    from rich.console import Console
-
-    return render.MarkdownStream(Console())
-
-
-class _Waiting:
-    """A spinner on standard error until the first token, on terminals alone."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._status = Console(stderr=True).status("thinking …") if common.draws(sys.stderr) else None
-        if self._status is not None:
-            self._status.start()
-
-    def end(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-
-
-@asynccontextmanager
-async def _waiting() -> AsyncIterator[_Waiting]:
-    waiting = _Waiting()
-    try:
-        yield waiting
-    finally:
-        waiting.end()
-
-
-class _AfterWaiting:
-    """A writer that ends the spinner before it shows anything."""
-
-    def __init__(self, writer: Writer, waiting: _Waiting) -> None:
-        self._writer = writer
-        self._waiting = waiting
-
-    def feed(self, text: str) -> None:
-        self._waiting.end()
-        self._writer.feed(text)
-
-    def close(self) -> None:
-        self._waiting.end()
-        self._writer.close()
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llambo.cli.common import ConfigFile, Json, draws, print_json
+from llambo.cli.common import ConfigFile, Json, draws, print_json, print_table, size_text
 from llambo.core import paths
 from llambo.core.errors import Cancelled
 
@@ -89,7 +89,7 @@ def _announcer(ref: str) -> Progress:
         nonlocal announced
         if not announced:
             announced = True
-            sys.stderr.write(f"fetching {ref}{f' ({_size(total)})' if total else ''}\n")
+            sys.stderr.write(f"fetching {ref}{f' ({size_text(total)})' if total else ''}\n")
 
     return tell
 
@@ -119,11 +119,8 @@ def _print_table(found: list[StoredModel]) -> None:
     rows = [("NAME", "SIZE", "QUANT", "ARCHITECTURE", "REFERENCE")]
     for model in found:
         facts = (model.quant, model.architecture) if not model.problem else ("-", "unusable")
-        rows.append((model.name, _size(model.size_bytes), *facts, model.ref))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+        rows.append((model.name, size_text(model.size_bytes), *facts, model.ref))
+    print_table(rows)
     for model in found:
         if model.problem:
             sys.stderr.write(f"{model.path}: {model.problem}\n")
@@ -141,7 +138,7 @@ def show(ref: Ref, as_json: Json = False) -> None:
         return
     for key, value in facts.items():
         if value not in {None, ""}:
-            sys.stdout.write(f"{key:16} {_size(value) if key.endswith('_bytes') else value}\n")
+            sys.stdout.write(f"{key:16} {size_text(value) if key.endswith('_bytes') else value}\n")
 
 
 def _facts(file: ModelFile) -> dict[str, Any]:
@@ -169,15 +166,8 @@ def remove(ref: Ref, as_json: Json = False) -> None:
     if as_json:
         print_json({"ref": ref, "freed_bytes": freed})
     else:
-        sys.stdout.write(f"removed {ref} ({_size(freed)})\n")
+        sys.stdout.write(f"removed {ref} ({size_text(freed)})\n")
 
 
 def _as_dict(model: StoredModel) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(model).items()}
-
-
-def _size(count: int) -> str:
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"

@@ -1,6 +1,7 @@
-"""The bridge that runs for this home: how it makes itself known, and how others find it.
+"""What runs for this home, the bridge and the cluster: how each makes itself known, and how others find it.
 
-Owns `bridge.json` in the runtime directory. The file is a claim; a live process and a socket that answers are proof.
+Owns `bridge.json` and `daemon.json` in the runtime directory. A file is a claim; a live process and a socket that
+answers are proof.
 """
 
 from __future__ import annotations
@@ -17,32 +18,39 @@ import psutil
 from llambo.core import paths
 from llambo.core.errors import BadConfig
 
-FILE_NAME = "bridge.json"
+BRIDGE = "bridge.json"
+DAEMON = "daemon.json"
 
 
 class Running(msgspec.Struct, frozen=True):
-    """A bridge: its process, when that was born (so that a reused process id is not taken for it), where it listens."""
+    """A program: its process, when that was born (so that a reused process id is not taken for it), where it listens.
+
+    `socket` speaks the bridge protocol, `control` (the daemon's alone) the control protocol.
+    """
 
     pid: int
     born: float
     socket: str
     log: str
     drain_timeout_s: float
+    control: str = ""
 
 
 @contextmanager
-def announced(socket: str, *, log: Path, drain_timeout_s: float) -> Iterator[None]:
-    """Writes this process down as the bridge of this home for the block.
+def announced(
+    socket: str, *, log: Path, drain_timeout_s: float, name: str = BRIDGE, control: str = ""
+) -> Iterator[None]:
+    """Writes this process down under `name` for the block.
 
     One that lives and is written down already stays: a second bridge on another socket is fine, the first is found.
 
     Raises: `BadConfig` when the file cannot be written.
     """
-    if find() is not None:
+    if find(name) is not None:
         yield
         return
-    me = Running(os.getpid(), psutil.Process().create_time(), socket, str(log), drain_timeout_s)
-    path = paths.make_private_dir(paths.runtime_dir()) / FILE_NAME
+    me = Running(os.getpid(), psutil.Process().create_time(), socket, str(log), drain_timeout_s, control)
+    path = paths.make_private_dir(paths.runtime_dir()) / name
     try:
         part = path.with_suffix(f".{me.pid}")
         part.write_bytes(msgspec.json.encode(me))
@@ -57,11 +65,12 @@ def announced(socket: str, *, log: Path, drain_timeout_s: float) -> Iterator[Non
                 path.unlink()
 
 
-def find() -> Running | None:
-    """The bridge of this home that lives, or None."""
+def find(name: str = BRIDGE) -> Running | None:
+    """The program of this home that lives and made itself known under `name`, or None."""
     try:
-        claim = msgspec.json.decode((paths.runtime_dir() / FILE_NAME).read_bytes(), type=Running)
-        alive = abs(psutil.Process(claim.pid).create_time() - claim.born) < 1.0
+        claim = msgspec.json.decode((paths.runtime_dir() / name).read_bytes(), type=Running)
+        process = psutil.Process(claim.pid)
+        alive = abs(process.create_time() - claim.born) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
     except (OSError, msgspec.DecodeError, psutil.Error):
         return None
     return claim if alive else None

@@ -1,31 +1,42 @@
-"""The cluster in this process: the real door. One node per loaded model, on this machine.
+"""The cluster in this process: the real door, for interfaces (`Door`) and for operators (`Control`).
 
-Owns which models there are, their order (the first loaded is the default) and the counters. How one model lives is
-`loaded`'s business, how a process starts the launcher's.
+Puts the parts together and says what each call means. Which node answers is the orchestrator's decision, how that is
+done the runtime's, what a request goes through `answering`'s, how nodes come and go `operating`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from llambo.cluster import answering, survey
+from llambo.cluster.autoscaler import ScalePolicy
+from llambo.cluster.catalogue import CUSTOM, Catalogue, Entry
+from llambo.cluster.checkpoint import to_dict
+from llambo.cluster.control import BalancerStats, ClusterEvent, ClusterStatus, NodeInfo, SpawnProgress
 from llambo.cluster.door import DoorStatus
-from llambo.cluster.launch.base import Launcher, NodeExited
+from llambo.cluster.events import ModelPinned, NodeWanted, RestartWanted, StrategyChosen
+from llambo.cluster.eviction import Eviction
+from llambo.cluster.keeping import Keeper
+from llambo.cluster.launch.attach import AttachLauncher
+from llambo.cluster.launch.base import Launcher, NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
-from llambo.cluster.loaded import LoadedModel, node_names
+from llambo.cluster.lifecycle import ATTACHED, LOCAL
+from llambo.cluster.metrics import Metrics
+from llambo.cluster.operating import Attached, Operating
+from llambo.cluster.runtime import Limits, Runtime
+from llambo.cluster.state import EMBEDDING_TYPE, Model, Node
+from llambo.cluster.world import Policy, World, is_coming, serves
 from llambo.core import config, paths
-from llambo.core.errors import Cancelled, LlamboError, NameInUse, NoModel, NotFound
-from llambo.core.threads import run_abandonable
+from llambo.core.errors import LlamboError, NameInUse, NoModel, NotFound
 from llambo.core.types import Counters, Done, Event, GenerateRequest, LoadOptions, ModelInfo
-from llambo.engine import gguf, llama, memory, models, references
 from llambo.engine.download import Progress
 
 log = logging.getLogger("llambo.cluster")
@@ -38,7 +49,6 @@ class _Loading:
     wanted: tuple[str, LoadOptions]
     task: asyncio.Task[ModelInfo]
     waiters: int = 0
-    model: LoadedModel | None = None  # once its node is being started
     is_given_up: bool = False
 
     def give_up(self) -> None:
@@ -48,10 +58,12 @@ class _Loading:
 
 
 class Cluster:
-    """A private cluster on this machine: `async with Cluster() as cluster: await cluster.load("built-in")`.
+    """A cluster of this process: `async with Cluster() as cluster: await cluster.load("built-in")`.
 
     `settings` are the effective ones unless given. Log files of nodes go to `log_dir`, by default nowhere that lasts.
-    `progress` is told (bytes done, bytes in all) from another thread while a model is fetched.
+    `progress` is told (bytes done, bytes in all) from another thread while a model is fetched. `state_path` is where
+    the checkpoint is kept (None: nowhere). With `on_demand` a request loads a model of this machine that it names, and
+    models that nobody uses make room for it.
     """
 
     def __init__(
@@ -61,17 +73,32 @@ class Cluster:
         log_dir: Path | None = None,
         launcher: Launcher | None = None,
         progress: Progress | None = None,
+        state_path: Path | None = None,
+        on_demand: bool = False,
     ) -> None:
-        self._settings = settings or config.load().settings
-        self._launcher: Launcher = launcher or LocalLauncher(paths.runtime_dir(), log_dir=log_dir)
-        self._progress = progress
-        self._models: dict[str, LoadedModel] = {}  # ready ones and those being brought back, in order of loading
+        self._settings = settings = settings or config.load().settings
+        local = launcher or LocalLauncher(paths.runtime_dir(), log_dir=log_dir)
+        attach = AttachLauncher()
+        self._metrics = Metrics(lambda: survey.metrics_snapshot(self._world, self.status().models))
+        self._catalogue = Catalogue(settings, progress)
+        self._runtime = Runtime(
+            _policy(settings),
+            {LOCAL: local, ATTACHED: attach},
+            limits=_limits(settings),
+            request_for=self._request_for,
+            changed=self._changed,
+            observer=self._metrics,
+            make_room=Eviction(self._room_limits, local, lambda: self._runtime) if on_demand else None,
+        )
+        self._operating = Operating(
+            self._runtime, self._catalogue, settings, local=local, attach=attach, default_model=self._default_name
+        )
+        self._on_demand = on_demand
+        self._keeper = Keeper(self._runtime, self._catalogue, self._operating, state_path)
         self._loading: dict[str, _Loading] = {}
-        self._new_node_name = node_names()
-        self._counters = Counters()
+        self._meter = survey.Meter()
         self._started = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._watcher: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -82,14 +109,15 @@ class Cluster:
         await self.close()
 
     async def close(self) -> None:
-        """Ends every node and leaves nothing behind; requests in flight end with `NodeLost`."""
+        """Ends every node and leaves nothing behind but the checkpoint; requests in flight end with `NodeLost`."""
+        await self._keeper.close()  # the nodes that end now are still wanted after a restart
         loads = [loading.task for loading in self._loading.values()]
-        for task in (*loads, *([self._watcher] if self._watcher else [])):
+        for task in loads:
             task.cancel()
         await asyncio.gather(*loads, *self._tasks, return_exceptions=True)
-        await asyncio.gather(*(model.stop() for model in self._models.values()))
-        self._models.clear()
-        await self._launcher.close()
+        await self._runtime.close()
+
+    # --- the door -------------------------------------------------------------------------------------------------
 
     async def load(self, ref: str, *, name: str = "", options: LoadOptions | None = None) -> ModelInfo:
         """See `Door.load`. Two equal loads at once are one; a name taken by another model is `NameInUse`.
@@ -97,7 +125,7 @@ class Cluster:
         A load for which nobody waits any more is given up.
         """
         options = options or LoadOptions()
-        name = name or references.default_name(references.parse(ref))
+        name = self._catalogue.name_for(ref, name)
         loading = self._loading.get(name)
         while loading is not None and loading.is_given_up:
             await asyncio.wait([loading.task])
@@ -126,92 +154,251 @@ class Cluster:
         if loading := self._loading.get(name):
             loading.give_up()
             await asyncio.wait([loading.task])
-            if name not in self._models:
+            if name not in self._catalogue.entries:
                 return
-        model = self._pick(name)
-        del self._models[model.name]
-        await self._finish(model.stop())  # to its end, even if nobody waits for it
-        log.info("freed model %s", model.name)
+        name = self._pick(name).name
+        await self._finish(self._operating.remove(name))  # to its end, even if nobody waits for it
+        log.info("freed model %s", name)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See `Door.generate`."""
-        self._count(requests=1)
+        started = time.perf_counter()
+        outcome, done = "cancelled", None
         try:
-            async with aclosing(self._pick(request.model).generate(request)) as events:
+            name = (await self._wanted(request.model)).name
+            async with aclosing(answering.Answering(self._runtime, request, name, self._meter.add).events()) as events:
                 async for event in events:
                     if isinstance(event, Done):
-                        self._count(tokens=event.tokens)
+                        outcome, done = "done", event
                     yield event
         except LlamboError:
-            self._count(errors=1)
+            outcome = "error"
             raise
+        finally:
+            self._metrics.request_ended(
+                request.interface,
+                outcome,
+                time.perf_counter() - started,
+                ttft_s=done.ttft_ms / 1e3 if done else None,
+                tokens=done.tokens if done else 0,
+                prompt_tokens=done.prompt_tokens if done else 0,
+                cached_tokens=done.cached_tokens if done else 0,
+            )
 
     async def tokenize(self, text: str, *, model: str = "") -> list[int]:
         """See `Door.tokenize`."""
-        return await self._pick(model).tokenize(text)
+        return await answering.tokenize(self._runtime, text, (await self._wanted(model)).name)
 
     async def embed(self, text: str, *, model: str = "") -> list[float]:
-        """See `Door.embed`."""
-        return await self._pick(model).embed(text)
+        """See `Door.embed`; the first call starts a node for it, since an engine that pools decodes more slowly."""
+        return await answering.embed(self._runtime, text, (await self._wanted(model)).name)
 
     def status(self) -> DoorStatus:
         """See `Door.status`."""
-        infos = tuple(model.info(is_default=i == 0) for i, model in enumerate(self._models.values()))
-        return DoorStatus(infos, self._counters, time.monotonic() - self._started)
+        totals = self._world.totals
+        counters = Counters(totals.requests, self._meter.total, totals.failed)
+        return DoorStatus(self._models(), counters, time.monotonic() - self._started)
+
+    # --- the operator's side --------------------------------------------------------------------------------------
+
+    async def spawn(
+        self,
+        count: int,
+        *,
+        node_type: str = "",
+        model: str = "",
+        slots: int = 0,
+        progress: SpawnProgress | None = None,
+    ) -> list[NodeInfo]:
+        """See `Control.spawn`."""
+        ids = await self._operating.spawn(count, node_type=node_type, model=model, slots=slots, progress=progress)
+        return self._node_infos(ids)
+
+    async def attach(self, url: str, *, node_type: str = "", api_key: str = "", api_key_env: str = "") -> NodeInfo:
+        """See `Control.attach`."""
+        server = Attached(url, api_key, api_key_env)
+        return self._node_infos([await self._operating.attach(url, node_type=node_type, server=server)])[0]
+
+    async def detach(self, node_id: str) -> None:
+        """See `Control.detach`."""
+        await self._operating.detach(node_id)
+        self._forget_attached()
+
+    async def scale(self, count: int, *, model: str = "", progress: SpawnProgress | None = None) -> list[NodeInfo]:
+        """See `Control.scale`."""
+        await self._operating.scale(count, model=model, progress=progress)
+        return self._node_infos(list(self._world.nodes))
+
+    async def drain(self, node_id: str) -> None:
+        """See `Control.drain`."""
+        await self._operating.drain(node_id)
+        self._forget_attached()
+
+    async def kill(self, node_id: str) -> None:
+        """See `Control.kill`."""
+        await self._operating.kill(node_id)
+        self._forget_attached()
+
+    async def restart(self, node_id: str) -> NodeInfo:
+        """See `Control.restart`."""
+        await self._operating.restart(node_id)
+        return self._node_infos([node_id])[0]
+
+    async def pin(self, model: str, *, pinned: bool) -> None:
+        """See `Control.pin`."""
+        self._runtime.post(ModelPinned(self._pick(model).name, pinned))
+
+    def set_strategy(self, strategy: str) -> None:
+        """See `Control.set_strategy`."""
+        self._runtime.post(StrategyChosen(strategy))
+
+    def balancer_stats(self) -> BalancerStats:
+        """See `Control.balancer_stats`."""
+        return survey.balancer_stats(self._world)
+
+    async def nodes(self) -> list[NodeInfo]:
+        """See `Control.nodes`."""
+        pids = {info.id: info.pid for info in self._node_infos(list(self._world.nodes)) if info.pid}
+        memory = await asyncio.to_thread(survey.memory_of, list(pids.values()))
+        return self._node_infos(list(self._world.nodes), {node: memory.get(pid, (0, 0)) for node, pid in pids.items()})
+
+    def cluster_status(self) -> ClusterStatus:
+        """See `Control.cluster_status`."""
+        problems = (self._keeper.problem,) if self._keeper.problem else ()
+        uptime = time.monotonic() - self._started
+        return survey.cluster_status(self._world, self._models(), self._meter, uptime_s=uptime, problems=problems)
+
+    async def events(self) -> AsyncGenerator[ClusterEvent, None]:
+        """See `Control.events`."""
+        async with aclosing(self._runtime.events()) as events:
+            async for event in events:
+                yield event
+
+    def metrics(self) -> str:
+        """See `Control.metrics`."""
+        return self._metrics.render()
+
+    def checkpoint(self) -> dict[str, Any]:
+        """See `Control.checkpoint`."""
+        return to_dict(self._keeper.checkpoint())
+
+    async def save_checkpoint(self, path: Path | None = None) -> Path:
+        """See `Control.save_checkpoint`."""
+        return await self._keeper.save(path)
+
+    async def restore_checkpoint(self, path: Path | None = None) -> list[str]:
+        """See `Control.restore_checkpoint`."""
+        return await self._keeper.restore(path)
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _world(self) -> World:
+        return self._runtime.orchestrator.world
 
     async def _load(self, ref: str, name: str, options: LoadOptions) -> ModelInfo:
-        path = await self._resolve(ref)
-        file = await asyncio.to_thread(gguf.read, path)
-        options = self._complete(options, file)
-        if present := self._models.get(name):
-            if (present.file.path, present.options) != (file.path, options):
-                raise NameInUse(f"{name!r} is {present.file.path} already; FREE {name} first, or load it as=NAME")
-            if not present.has_failed:
-                await present.ready()
-                return self._info(present)
-            del self._models[name]
-            await self._finish(present.stop())
-        await asyncio.to_thread(memory.check_fits, file, ctx=options.ctx, slots=options.slots)
-        self._watch()
-        model = LoadedModel(
-            name,
-            file,
-            options,
-            launcher=self._launcher,
-            config=self._settings.cluster,
-            new_name=self._new_node_name,
-        )
-        self._loading[name].model = model
-        await model.start()
-        self._models[name] = model
-        log.info("loaded model %s from %s", name, file.path)
-        return self._info(model)
-
-    async def _finish(self, work: Coroutine[None, None, None]) -> None:
-        """Awaits `work`, which goes on to its end when the caller is cancelled."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
-
-    async def _resolve(self, ref: str) -> Path:
-        """The model's file, fetched where that is needed; cancelling it ends the download, which keeps its part."""
-        given_up = threading.Event()
-
-        def progress(done: int, total: int) -> None:
-            if given_up.is_set():
-                raise Cancelled("the download was given up")
-            if self._progress is not None:
-                self._progress(done, total)
-
-        offline = self._settings.models.offline
+        catalogue = self._catalogue
+        file = await catalogue.find(ref)
+        entry = catalogue.entry(name, ref, file, options, CUSTOM)
+        present = catalogue.entries.get(name)
+        if present is not None and present.options != entry.options:
+            raise NameInUse(f"{name!r} is {present.path} already; FREE {name} first, or load it as=NAME")
+        if present is None:
+            await self._operating.check_room(entry, entry.options)
+            self._operating.add(entry)
         try:
-            return await run_abandonable(
-                lambda: models.resolve(ref, home=paths.home(), offline=offline, progress=progress), name=f"fetch {ref}"
-            )
-        except asyncio.CancelledError:
-            given_up.set()  # a thread cannot be cancelled; it ends at its next piece
+            await self._until_served(entry)
+        except BaseException:
+            if present is None:
+                await self._finish(self._operating.remove(name))
             raise
+        log.info("loaded model %s from %s", name, entry.path)
+        return self._info(entry)
+
+    async def _until_served(self, entry: Entry) -> None:
+        """Returns once a node serves the model; starts one where none is coming."""
+        nodes = [node for node in self._model(entry.name).nodes() if node.type != EMBEDDING_TYPE]
+        if any(serves(node) for node in nodes):
+            return
+        for node in nodes:
+            if node.is_given_up:
+                ready = self._runtime.until_ready(node.id)
+                self._runtime.post(RestartWanted(node.id))
+                await ready
+                return
+            if is_coming(node):
+                await self._runtime.until_ready(node.id)
+                return
+        await self._operating.start(NodeWanted(entry.name, entry.node_type, entry.options))
+
+    async def _wanted(self, name: str) -> Entry:
+        """The model that a request means; one of this machine that is not known yet is made known.
+
+        Its node is started by the orchestrator, since the request waits for one. Raises: `NoModel`, `NotFound`.
+        """
+        if not self._on_demand or name in self._catalogue.entries or (not name and self._catalogue.entries):
+            return self._pick(name)
+        try:
+            entry = await self._operating.known(name or self._settings.models.default, offline=True)
+        except LlamboError as error:
+            known = ", ".join(self._catalogue.entries) or "none"
+            raise NotFound(
+                f"no model is called {name!r}; there are {known}, and here is none: {error.message}"
+            ) from None
+        log.info("model %s was asked for", entry.name)
+        return entry
+
+    def _pick(self, name: str) -> Entry:
+        entries = self._catalogue.entries
+        if not entries:
+            raise NoModel("no model is loaded; load one with LOAD PATH")
+        if not name:
+            return next(iter(entries.values()))
+        if name not in entries:
+            raise NotFound(f"no model is called {name!r}; loaded are {', '.join(entries)}")
+        return entries[name]
+
+    def _model(self, name: str) -> Model:
+        return self._world.models[name]
+
+    def _default_name(self) -> str:
+        return next(iter(self._catalogue.entries), "")
+
+    def _models(self) -> tuple[ModelInfo, ...]:
+        return tuple(self._info(entry) for entry in self._catalogue.entries.values() if entry.name not in self._loading)
+
+    def _info(self, entry: Entry) -> ModelInfo:
+        model = self._world.models.get(entry.name)
+        return survey.model_info(entry, model, self._runtime, is_default=self._default_name() == entry.name)
+
+    def _node_infos(self, ids: list[str], memory: dict[str, tuple[int, int]] | None = None) -> list[NodeInfo]:
+        nodes = sorted((self._world.nodes[n] for n in ids if n in self._world.nodes), key=lambda node: node.number)
+        attached = self._operating.attached
+        return [
+            survey.node_info(
+                node,
+                self._runtime,
+                (memory or {}).get(node.id, (0, 0)),
+                attached[node.id].url if node.id in attached else "",
+            )
+            for node in nodes
+        ]
+
+    def _forget_attached(self) -> None:
+        """A model that only attached servers had is gone with the last of them."""
+        for name in [n for n, entry in self._catalogue.entries.items() if entry.file is None]:
+            if name not in self._world.models:
+                del self._catalogue.entries[name]
+
+    def _request_for(self, node: Node) -> NodeRequest:
+        return self._operating.request_for(node)
+
+    def _changed(self) -> None:
+        if self._settings.state.checkpoint_on_change:
+            self._keeper.save_soon()
+
+    def _room_limits(self) -> int:
+        return self._settings.models.max_loaded
 
     def _load_ended(self, name: str, loading: _Loading) -> None:
         if self._loading.get(name) is loading:
@@ -220,44 +407,36 @@ class Cluster:
         if not loading.task.cancelled() and (error := loading.task.exception()) is not None:
             log.warning("model %s was not loaded: %s", name, error)
 
-    def _complete(self, options: LoadOptions, file: gguf.ModelFile) -> LoadOptions:
-        """The options with the configuration in place of what was left open."""
-        defaults = self._settings.models
-        return replace(
-            options,
-            ctx=options.ctx or min(defaults.ctx, file.ctx_train or defaults.ctx),
-            slots=options.slots or defaults.slots,
-            threads=options.threads or defaults.threads or llama.threads_for(file.tensor_bytes),
-            gpu_layers=defaults.gpu_layers if options.gpu_layers < 0 else options.gpu_layers,
-        )
+    async def _finish(self, work: Coroutine[None, None, None]) -> None:
+        """Awaits `work`, which goes on to its end when the caller is cancelled."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
 
-    def _pick(self, name: str) -> LoadedModel:
-        if not self._models:
-            raise NoModel("no model is loaded; load one with LOAD PATH")
-        if not name:
-            return next(iter(self._models.values()))
-        if name not in self._models:
-            raise NotFound(f"no model is called {name!r}; loaded are {', '.join(self._models)}")
-        return self._models[name]
 
-    def _info(self, model: LoadedModel) -> ModelInfo:
-        return model.info(is_default=next(iter(self._models.values())) is model)
+def _policy(settings: config.Settings) -> Policy:
+    balancer, scaling = settings.load_balancer, settings.orchestrator
+    return Policy(
+        strategy=balancer.strategy,
+        auto_scale=scaling.auto_scale,
+        scale=ScalePolicy(
+            scaling.scale_up_threshold,
+            scaling.scale_down_threshold,
+            scaling.scale_factor,
+            scaling.min_nodes,
+            scaling.max_nodes,
+            scaling.cool_down,
+        ),
+        queue_limit=scaling.queue_limit,
+        queue_timeout_s=scaling.queue_timeout,
+        max_retries=balancer.max_retries,
+        health_interval_s=balancer.health_check_interval,
+        health_failures=balancer.health_check_failures,
+        probe_interval_s=balancer.probe_interval,
+    )
 
-    def _count(self, *, requests: int = 0, tokens: int = 0, errors: int = 0) -> None:
-        old = self._counters
-        self._counters = Counters(old.requests + requests, old.tokens + tokens, old.errors + errors)
 
-    def _watch(self) -> None:
-        if self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch_nodes(), name="watch nodes")
-
-    async def _watch_nodes(self) -> None:
-        async for event in self._launcher.watch():
-            task = asyncio.create_task(self._tell_models(event), name=f"exit of {event.name}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _tell_models(self, event: NodeExited) -> None:
-        starting = [loading.model for loading in self._loading.values() if loading.model is not None]
-        for model in (*self._models.values(), *starting):
-            await model.node_exited(event)
+def _limits(settings: config.Settings) -> Limits:
+    balancer = settings.load_balancer
+    return Limits(settings.cluster.start_timeout, balancer.timeout, balancer.health_check_timeout)

@@ -62,9 +62,9 @@ def decide(policy: ScalePolicy, load: Load, trend: Trend, now: float) -> tuple[i
         target = math.ceil(load.nodes * policy.factor)
     elif low_since is not None and now - low_since >= policy.cool_down_s and has_cooled:
         target = math.floor(load.nodes / policy.factor)
-    target = max(target, policy.minimum)
-    if policy.maximum:
-        target = min(target, policy.maximum)
+    if load.nodes == 0 or has_cooled:
+        target = max(target, policy.minimum)
+        target = min(target, policy.maximum or target)
     if target == load.nodes:
         return target, Trend(high_since, low_since, trend.changed_at)
     return target, Trend(None, None, now)

@@ -3,8 +3,8 @@
 Pure. Every strategy takes the pools whose nodes may serve the request and gives one of their free nodes, or None. It
 costs the same in a cluster of ten nodes and of ten thousand: two nodes drawn at random are compared, never all.
 
-A node's cost is what one more request makes of its load: (busy + 1) / (slots x relative speed). Speed is what the node
-was measured to generate, over the mean of its peers, so that nodes of unequal hardware finish together.
+A node's cost is what one more request makes of its load: (busy + 1) / (slots x relative speed). Speed is what a slot of
+the node was measured to generate, over the mean of its peers, so that nodes of unequal hardware finish together.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ DRAWS = 8
 UNEVEN = 0.5
 """A warm node that is fuller than the alternative by more than this share of its slots is passed over."""
 SPEED_BOUNDS = (0.05, 20.0)
+STRATEGIES = ("round-robin", "least-loaded", "random", "cognitive-affinity", "prefix-affinity")
+"""The names of the strategies."""
 CHARS_PER_TOKEN = 3
 """For guessing, on the safe side, what context a text needs before anybody has counted its tokens."""
 ANSWER_TOKENS = 256
@@ -38,20 +40,20 @@ class Chance(Protocol):
 
 
 class Rates:
-    """The mean speed of measured nodes, kept as they are measured."""
+    """The mean speed of a slot of measured nodes, kept as they are measured."""
 
     def __init__(self) -> None:
         self._sum = 0.0
         self._count = 0
 
     def measured(self, old: float, new: float) -> None:
-        """A node's rate changed; 0 is "not measured"."""
+        """A node's rate per slot changed; 0 is "not measured"."""
         self._sum += new - old
         self._count += (new > 0) - (old > 0)
 
     @property
     def mean(self) -> float:
-        """Tokens per second of a typical node; 0 when none was measured."""
+        """Tokens per second of a typical slot; 0 when none was measured."""
         return self._sum / self._count if self._count > 0 else 0.0
 
 
@@ -62,13 +64,16 @@ class Balancer:
         self._chance = chance
         self._index = index
         self._rates = rates
-        self._strategies: dict[str, Callable[[Sequence[Pool], Flight], Node | None]] = {
-            "round-robin": self._round_robin,
-            "least-loaded": self._least_loaded,
-            "random": self._random,
-            "cognitive-affinity": self._cognitive_affinity,
-            "prefix-affinity": self._prefix_affinity,
-        }
+        ways = (
+            self._round_robin,
+            self._least_loaded,
+            self._random,
+            self._cognitive_affinity,
+            self._prefix_affinity,
+        )
+        self._strategies: dict[str, Callable[[Sequence[Pool], Flight], Node | None]] = dict(
+            zip(STRATEGIES, ways, strict=True)
+        )
         self.strategy = ""
         self.use(strategy)
 
@@ -85,18 +90,18 @@ class Balancer:
 
     def _round_robin(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
         """The node that has waited longest since its last request. Weights do not matter here."""
+        found: Node | None = None
         for pool in pools:
-            for node in pool.rotation.values():
-                if _may_serve(node, flight):
-                    return node
-        return None
+            node = next((node for node in pool.rotation.values() if _may_serve(node, flight)), None)
+            if node is not None and (found is None or node.touched < found.touched):
+                found = node
+        return found
 
     def _random(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
         return self._draw(pools, flight) or _first(pools, flight)
 
     def _least_loaded(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
-        total = sum(len(pool.free) for pool in pools)
-        if total <= COMPARED_ALL:
+        if _count_free(pools) <= COMPARED_ALL:
             nodes = [node for pool in pools for node in pool.free if _may_serve(node, flight)]
             if not nodes:
                 return None
@@ -109,6 +114,8 @@ class Balancer:
 
     def _cognitive_affinity(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
         """The smallest type of node whose context holds what is asked, so that large nodes are left for large work."""
+        if len(pools) == 1:
+            return self._least_loaded(pools, flight)
         route = flight.route
         needed = route.size_chars // CHARS_PER_TOKEN + (route.max_tokens or ANSWER_TOKENS)
         for pool in sorted(pools, key=lambda pool: (0 < pool.ctx < needed, pool.ctx)):
@@ -134,11 +141,11 @@ class Balancer:
     def _cost(self, node: Node) -> float:
         mean = self._rates.mean
         low, high = SPEED_BOUNDS
-        speed = min(max(node.rate_tps / mean, low), high) if mean and node.rate_tps else 1.0
+        speed = min(max(node.rate_tps / node.slots / mean, low), high) if mean and node.rate_tps else 1.0
         return (node.busy + 1) / (node.slots * speed)
 
     def _draw(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
-        total = sum(len(pool.free) for pool in pools)
+        total = _count_free(pools)
         for _ in range(DRAWS if total else 0):
             at = int(self._chance.random() * total)
             for pool in pools:
@@ -148,6 +155,12 @@ class Balancer:
                     break
                 at -= len(pool.free)
         return None
+
+
+def _count_free(pools: Sequence[Pool]) -> int:
+    if len(pools) == 1:  # nearly always
+        return len(pools[0].free)
+    return sum([len(pool.free) for pool in pools])
 
 
 def _may_serve(node: Node, flight: Flight) -> bool:

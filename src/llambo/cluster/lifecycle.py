@@ -16,6 +16,7 @@ Pure; a hand of `orchestrator`.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 
 from llambo.cluster.events import (
     ConversationsMoved,
@@ -36,7 +37,7 @@ from llambo.cluster.events import (
 )
 from llambo.cluster.placement import Placement
 from llambo.cluster.state import EMBED, EMBEDDING_TYPE, GENERATE, Change, Model, Node, NodeState
-from llambo.cluster.world import Timer, World, is_coming, serves
+from llambo.cluster.world import Timer, World, serves
 
 LOCAL, ATTACHED = "local", "attach"
 BACKOFF_S = 0.5
@@ -47,6 +48,8 @@ WRONG_ANSWERS = 2
 """So many in a row, since rounding may make one differ."""
 MIN_PEERS = 2
 """So many others must agree on another answer before a node is called wrong."""
+MAX_PEERS = 64
+"""More are not asked: the majority of so many is that of all."""
 
 
 class Lifecycle:
@@ -63,11 +66,13 @@ class Lifecycle:
         models = self._world.models
         model = models.get(event.name)
         if model is None:
-            models[event.name] = Model(event.name, event.options, event.type, event.pinned, event.attached)
+            models[event.name] = Model(event.name, event.options, event.type, event.pinned, attached=event.attached)
             models[event.name].last_used = self._world.now
             self._world.publish("model_added", model=event.name)
         else:
             model.options, model.type, model.pinned = event.options, event.type, event.pinned
+            model.attached = event.attached and (model.attached or model.is_leaving)
+            model.is_leaving = False  # what it had ends all the same
         self._world.say(SaveCheckpoint())
 
     def remove_model(self, event: ModelRemoved) -> None:
@@ -75,8 +80,9 @@ class Lifecycle:
         model = self._world.models.get(event.name)
         if model is None:
             return
-        self.placement.refuse_all(model, "no_model", f"model {model.name} was freed")
         model.is_leaving = True
+        self.placement.refuse_all(model, "no_model", f"model {model.name} was freed")
+        self.placement.disown(model)
         for node in model.nodes():
             self.kill(node, event.reason)
         self._forget_if_empty(model)
@@ -84,16 +90,26 @@ class Lifecycle:
 
     def ensure_some(self, model: Model, kind: str) -> None:
         """Starts a first node for requests that wait while there is none: on demand, or up from zero."""
+        if model.is_leaving or not any(flight.route.kind == kind for flight in model.queue.one_of_each()):
+            return
         pools = [pool for pool in model.pools if kind in pool.kinds]
-        waits = any(flight.route.kind == kind for flight in model.queue)
-        if not waits or model.is_leaving or any(is_coming(node) for pool in pools for node in pool.nodes.values()):
+        if any(pool.coming for pool in pools):
             return
-        if model.attached or any(node.is_given_up for pool in pools for node in pool.nodes.values()):
+        given_up = next((node for pool in pools for node in pool.nodes.values() if node.is_given_up), None)
+        if given_up is not None:
+            self.placement.refuse_hopeless(model, *_given_up(given_up))
+        elif model.attached:
             self.placement.refuse_hopeless(model)
-            return
-        options = model.options
-        node_type = EMBEDDING_TYPE if kind == EMBED else model.type
-        self.want(NodeWanted(model.name, node_type, options, kinds=frozenset({kind})))
+        else:
+            node_type = EMBEDDING_TYPE if kind == EMBED else model.type
+            self.want(NodeWanted(model.name, node_type, model.options, kinds=frozenset({kind})))
+
+    def reconsider(self, model: Model) -> None:
+        """The nodes of the model are others now: whoever waits gets a first one, or is refused when none will come."""
+        if len(model.queue):
+            self.ensure_some(model, GENERATE)
+            self.ensure_some(model, EMBED)
+            self.placement.refuse_hopeless(model)
 
     # --- birth ----------------------------------------------------------------------------------------------------
 
@@ -114,12 +130,12 @@ class Lifecycle:
         """The node serves."""
         world = self._world
         node = self._current(event.node, event.epoch)
-        if node is None or node.state is not NodeState.STARTING:
+        if node is None or node.state is NodeState.DEAD:
             world.say(StopNode(event.node, event.epoch, "it is wanted no more"))
+        if node is None or node.state is not NodeState.STARTING:
             return
-        node.slots, node.ctx, node.has_served = event.slots, event.ctx, True
-        if event.kinds is not None:
-            world.set_kinds(node, event.kinds)
+        node.has_served = True
+        world.describe(node, max(1, event.slots), event.ctx, node.kinds if event.kinds is None else event.kinds)
         node.missed = node.wrong_answers = 0
         node.answer, node.is_probed = None, False
         world.change(node, Change.STARTED)
@@ -127,6 +143,7 @@ class Lifecycle:
         world.say(TellNodeReady(node.id))
         self._probe_later(node, spread=True)
         self.placement.serve_queue(world.models[node.model])
+        self.reconsider(world.models[node.model])
 
     def start_failed(self, event: NodeStartFailed) -> None:
         """Rules 1 and 2."""
@@ -178,9 +195,12 @@ class Lifecycle:
         world.change(node, Change.ENDED, reason)
         world.say(StopNode(node.id, node.epoch, reason))
         world.say(SaveCheckpoint())
+        self.reconsider(world.models[node.model])
 
     def restart(self, node: Node) -> None:
         """A new process for the node, and a clean record."""
+        if node.is_leaving:
+            return
         node.deaths, node.is_given_up = (), False
         if node.state is not NodeState.DEAD:
             self._condemn(node, "it was restarted on command")
@@ -208,11 +228,11 @@ class Lifecycle:
         count = len(node.deaths)
         if node.launcher != ATTACHED and count > policy.max_crashes:
             node.is_given_up = True
+            world.pool_of(node).refresh(node)
             node.reason = f"its node died {count} times in a minute ({node.reason})"
             world.publish("node_given_up", node=node.id, reason=node.reason)
             world.say(TellNodeGone(node.id, "node_lost", f"model {node.model} failed: {node.reason}"))
-            message = f"model {node.model} failed: {node.reason}; FREE it and LOAD it again"
-            self.placement.refuse_hopeless(world.models[node.model], "node_lost", message)
+            self.placement.refuse_hopeless(world.models[node.model], *_given_up(node))
             return
         waits = count if node.launcher == ATTACHED else count - 1  # ours comes back at once the first time
         delay = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (waits - 1)) if waits else 0.0
@@ -229,13 +249,14 @@ class Lifecycle:
     # --- health ---------------------------------------------------------------------------------------------------
 
     def probe_due(self, node_id: str, epoch: int) -> None:
-        """Rules 3 and 4: it is the node's turn."""
+        """Rules 3 and 4: it is the node's turn, unless another time was set for it since."""
         node = self._current(node_id, epoch)
-        if (
-            node is None
-            or node.is_probed
-            or not (serves(node) or node.state in (NodeState.SUSPECT, NodeState.DRAINING))
-        ):
+        if node is not None and self._world.now >= node.next_probe:
+            self.probe_now(node)
+
+    def probe_now(self, node: Node) -> None:
+        """Has the node checked, unless it is being checked."""
+        if node.is_probed or node.state in (NodeState.DEAD, NodeState.STARTING):
             return
         node.is_probed = True
         node.probes += 1
@@ -251,7 +272,7 @@ class Lifecycle:
         if node is not None and serves(node):
             self._world.change(node, Change.MISSED, "a connection to it was lost")
             self._world.publish("node_suspect", node=node.id, reason=node.reason)
-            self.probe_due(node_id, epoch)
+            self.probe_now(node)
 
     def probe_answered(self, event: ProbeAnswered) -> None:
         """The node lives; whether it also answers rightly is rule 4."""
@@ -266,7 +287,9 @@ class Lifecycle:
             self._world.change(node, Change.ANSWERED)
             self._world.publish("node_ready", node=node.id, epoch=node.epoch, model=node.model)
             self.placement.serve_queue(self._world.models[node.model], node)
-        self._probe_later(node, soon=node.wrong_answers > 0)  # of no effect, should it have been condemned
+            self.reconsider(self._world.models[node.model])
+        if node.epoch == event.epoch:  # it was not condemned
+            self._probe_later(node, soon=node.wrong_answers > 0)
 
     def probe_failed(self, event: ProbeFailed) -> None:
         """Rule 3."""
@@ -287,11 +310,13 @@ class Lifecycle:
     def _judge(self, node: Node, answer: str) -> None:
         """Rule 4."""
         node.answer = answer
-        peers = [
+        answers = (
             peer.answer
-            for peer in self._world.models[node.model].nodes()
+            for pool in self._world.models[node.model].pools
+            for peer in pool.nodes.values()
             if peer is not node and peer.answer is not None and serves(peer) and peer.wrong_answers == 0
-        ]
+        )
+        peers = list(islice(answers, MAX_PEERS))
         most, votes = Counter(peers).most_common(1)[0] if peers else (answer, 0)
         if most == answer or votes < MIN_PEERS or votes * 2 <= len(peers) + 1:
             node.wrong_answers = 0
@@ -309,6 +334,7 @@ class Lifecycle:
         world, policy = self._world, self._world.policy
         interval = max(policy.health_interval_s, len(world.nodes) / policy.probes_per_s)
         delay = min(interval, AGAIN_S) if soon else interval * (world.chance.random() if spread else 1.0)
+        node.next_probe = world.now + delay
         world.at(delay, Timer.PROBE, node.id, node.epoch)
 
     # --- drain ----------------------------------------------------------------------------------------------------
@@ -326,13 +352,16 @@ class Lifecycle:
         world.say(SaveCheckpoint())
         if node.busy == 0:
             self._idle(node)
+        self.reconsider(world.models[node.model])
 
     def moved(self, event: ConversationsMoved) -> None:
         """The warm conversations are elsewhere; now the node may end."""
+        node = self._world.nodes.get(event.source)
+        if node is None or node.state is not NodeState.DRAINING:
+            return
         if event.moved and event.target in self._world.nodes:
             self._world.index.move(event.source, event.target)
-        if node := self._world.nodes.get(event.source):
-            self.kill(node, "it was drained")
+        self.kill(node, "it was drained")
 
     def _idle(self, node: Node) -> None:
         pool = self._world.pool_of(node)
@@ -354,16 +383,22 @@ class Lifecycle:
         world.say(SaveCheckpoint())
         if code:
             self.placement.refuse_hopeless(model, code, message)
-        for kind in (GENERATE, EMBED):
-            self.ensure_some(model, kind)
+        self.reconsider(model)
         self._forget_if_empty(model)
 
     def _forget_if_empty(self, model: Model) -> None:
-        if not model.pools and (model.is_leaving or model.attached):
+        is_known = self._world.models.get(model.name) is model
+        if is_known and not model.pools and (model.is_leaving or model.attached):
             self.placement.refuse_all(model, "no_model", f"model {model.name} was freed")
+            self.placement.disown(model)
             del self._world.models[model.name]
             self._world.publish("model_removed", model=model.name)
 
     def _current(self, node_id: str, epoch: int) -> Node | None:
         node = self._world.nodes.get(node_id)
         return node if node is not None and node.epoch == epoch else None
+
+
+def _given_up(node: Node) -> tuple[str, str]:
+    """The error of a request that only a node could serve which will not come back."""
+    return "node_lost", f"model {node.model} failed: {node.reason}; FREE it and LOAD it again"

@@ -102,7 +102,8 @@ class Orchestrator:
         match event:
             case RequestArrived(route):
                 self._placement.arrived(route)
-                if model := self.world.models.get(route.model):
+                model = self.world.models.get(route.model)
+                if model is not None and len(model.queue):
                     self._lifecycle.ensure_some(model, route.kind)
             case RequestFinished():
                 self._placement.finished(event)
@@ -126,10 +127,10 @@ class Orchestrator:
         world = self.world
         match event:
             case NodeWanted(model):
-                if model in world.models:
+                if model in world.models and not world.models[model].is_leaving and event.id not in world.nodes:
                     self._lifecycle.want(event)
             case ScaleWanted(model, count):
-                if model in world.models:
+                if model in world.models and not world.models[model].is_leaving:
                     self._scaling.scale(world.models[model], count)
             case DrainWanted(node):
                 if node in world.nodes:

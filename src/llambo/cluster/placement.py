@@ -12,7 +12,7 @@ Pure; a hand of `orchestrator`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from llambo.cluster.events import (
     PlaceRequest,
@@ -22,7 +22,7 @@ from llambo.cluster.events import (
 )
 from llambo.cluster.prefix import CUTS
 from llambo.cluster.state import EMBED, EMBEDDING_TYPE, Flight, Model, Node, NodeState, Pool, Route
-from llambo.cluster.world import Timer, World, is_coming, serves
+from llambo.cluster.world import Timer, World, serves
 
 PATIENCE_S = 1.0
 RATE_TOKENS = 8
@@ -51,8 +51,8 @@ class Placement:
         world.flights[route.id] = flight
         model.in_flight += 1
         model.last_used = world.now
-        if route.node_type and not self._eligible(model, flight) and model.pools:
-            types = sorted({pool.type for pool in model.pools if pool.type != EMBEDDING_TYPE})
+        if self._asks_for_no_type(model, flight):
+            types = sorted({pool.type for pool in model.pools if pool.type != EMBEDDING_TYPE} or {model.type})
             self._end(flight)
             self._refuse(
                 flight, "bad_request", f"no {route.node_type!r} node has {model.name}; there are {', '.join(types)}"
@@ -102,7 +102,8 @@ class Placement:
             flight.min_ctx = node.ctx + 1
         self._leave_node(flight)
         model = world.models.get(flight.route.model)
-        if model is None or flight.attempts > world.policy.max_retries or not self._has_hope(model, flight):
+        has_tries = flight.attempts <= world.policy.max_retries and not flight.is_orphan
+        if model is None or not has_tries or not self._has_hope(model, flight):
             self._refuse_last(flight, node)
             return
         if flight.has_delivered:
@@ -124,7 +125,7 @@ class Placement:
             world.at(flight.deadline - world.now, Timer.DEADLINE, request_id)
             return
         model = world.models[flight.route.model]
-        total = sum(node.slots for node in model.nodes() if serves(node))
+        total = sum(pool.slots for pool in self._eligible(model, flight))
         limit = f"{world.policy.queue_timeout_s:g} s"
         why = f"all {total} are busy" if total else f"no node of model {model.name} was ready"
         model.queue.remove(flight)
@@ -137,8 +138,26 @@ class Placement:
             warm = model.queue.pop_first(lambda flight: self._prefers(flight, freed))
             if warm is not None and not self._place(model, warm):
                 model.queue.push(warm, front=True)
-        while len(model.queue) and model.queue.pop_first(lambda flight: self._place(model, flight)):
+        full: set[Hashable] = set()  # demands for which no node is free
+
+        def can_go(flight: Flight) -> bool:
+            if flight.demand in full:
+                return False
+            if self._place(model, flight):
+                return True
+            if not flight.barred:
+                full.add(flight.demand)
+            return False
+
+        while len(model.queue) and any(pool.free for pool in model.pools) and model.queue.pop_first(can_go):
             pass  # a request that can go has been placed
+
+    def disown(self, model: Model) -> None:
+        """The model is going: what is on its nodes ends there, also when another of that name comes meanwhile."""
+        model.in_flight = 0
+        for flight in self._world.flights.values():
+            if flight.route.model == model.name:
+                flight.is_orphan = True
 
     def refuse_hopeless(self, model: Model, code: str = "", message: str = "") -> None:
         """Rule 5, for those who wait; the error is the given one where a request has none of its own."""
@@ -169,7 +188,7 @@ class Placement:
 
     def _wait(self, model: Model, flight: Flight, *, front: bool = False) -> None:
         world = self._world
-        nodes = sum(1 for pool in self._eligible(model, flight) for node in pool.nodes.values() if is_coming(node))
+        nodes = sum(pool.coming for pool in self._eligible(model, flight))
         if not front and len(model.queue) >= world.policy.queue_limit * max(1, nodes):
             self._end(flight)
             self._refuse(flight, "overloaded", f"{len(model.queue)} requests wait already, and the queue holds no more")
@@ -189,20 +208,28 @@ class Placement:
 
     def _has_hope(self, model: Model, flight: Flight) -> bool:
         """Whether some node may come to serve the request: another one, or the same after a restart."""
+        pools = [pool for pool in self._eligible(model, flight) if pool.coming]
+        if not flight.barred:
+            return bool(pools)
         return any(
-            is_coming(node) and not (serves(node) and (node.id, node.epoch) in flight.barred)
-            for pool in self._eligible(model, flight)
+            node.is_coming and not (serves(node) and (node.id, node.epoch) in flight.barred)
+            for pool in pools
             for node in pool.nodes.values()
         )
 
+    def _asks_for_no_type(self, model: Model, flight: Flight) -> bool:
+        """Whether the type of node that the request wants is one that the model neither has nor would get."""
+        wanted = flight.route.node_type
+        if not wanted or self._eligible(model, flight):
+            return False
+        return bool(model.pools) or wanted != (EMBEDDING_TYPE if flight.route.kind == EMBED else model.type)
+
     def _is_patient(self, model: Model) -> bool:
-        oldest = next(iter(model.queue))
-        return self._world.now - oldest.arrived < PATIENCE_S
+        first = model.queue.first()
+        return first is not None and self._world.now - first.arrived < PATIENCE_S
 
     def _prefers(self, flight: Flight, node: Node) -> bool:
-        route = flight.route
-        best = next(self._world.index.candidates(route.session, route.chain), None)
-        return best is not None and best[0] == node.id
+        return self._world.index.best(flight.route.session, flight.route.chain) == node.id
 
     def _learn(self, node: Node, flight: Flight, event: RequestFinished) -> None:
         world, route = self._world, flight.route
@@ -213,17 +240,17 @@ class Placement:
         world.index.computed(node.id, route.session, event.chain)
         if event.tokens >= RATE_TOKENS and event.decode_s > 0:
             old, new = node.rate_tps, event.tokens / event.decode_s * max(1, node.busy)
-            node.rate_tps = RATE_MEMORY * old + (1 - RATE_MEMORY) * new if old else new
-            world.rates.measured(old, node.rate_tps)
+            world.measure(node, RATE_MEMORY * old + (1 - RATE_MEMORY) * new if old else new)
 
     def _leave_node(self, flight: Flight) -> None:
         node, flight.node = flight.node, None
         if node is None or node.id not in self._world.nodes:
             return
-        self._world.give_slot(node, flight.epoch)
+        if not self._world.give_slot(node, flight.epoch):
+            return
         if node.state is NodeState.DRAINING and node.busy == 0:
             self._on_idle(node)
-        elif node.free_index >= 0:
+        elif node.free_index >= 0 and len(self._world.models[node.model].queue):
             self.serve_queue(self._world.models[node.model], node)
 
     def _end(self, flight: Flight) -> None:
@@ -232,7 +259,7 @@ class Placement:
         if world.flights.pop(flight.route.id, None) is None:
             return
         model = world.models.get(flight.route.model)
-        if model is not None:
+        if model is not None and not flight.is_orphan:
             model.in_flight -= 1
             model.last_used = world.now
             if flight.node is None:

@@ -7,10 +7,10 @@ belong to others: it is bounded, the oldest goes first, and a node's real cached
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Generic, TypeVar
 
 FIRST_BLOCK = 128
 """Characters in the first blocks; from `EVEN_UNTIL` on each is an eighth of the text before it."""
@@ -18,7 +18,9 @@ EVEN_UNTIL = 2048
 MAX_HASHES = 64
 """Covers half a million characters; what lies beyond does not matter for the choice."""
 MIN_ENTRIES = 16_384
-ENTRIES_PER_NODE = 8
+ENTRIES_PER_NODE = 16
+SESSION_SHARE = 4
+"""One session is remembered for so many hashes."""
 
 
 def _cuts() -> tuple[int, ...]:
@@ -52,18 +54,46 @@ def conversation_text(messages: Iterable[tuple[str, str]]) -> str:
 
 @dataclass(slots=True)
 class _Claim:
-    """That a node computed a prefix, and when (in computations, not seconds)."""
+    """That a node computed prefixes, and when (in computations, not seconds)."""
 
     node: str
     at: int
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+class _Aged(Generic[K]):
+    """A bounded map: what was not put again while the newer half filled up is forgotten."""
+
+    def __init__(self) -> None:
+        self._young: dict[K, _Claim] = {}
+        self._old: dict[K, _Claim] = {}
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def get(self, key: K) -> _Claim | None:
+        return self._young.get(key) or self._old.get(key)
+
+    def put(self, keys: Iterable[K], claim: _Claim, capacity: int) -> None:
+        young = self._young
+        for key in keys:
+            young[key] = claim
+        if len(young) > capacity // 2:
+            self._old, self._young = young, {}
+
+    def claims(self) -> Iterator[_Claim]:
+        yield from self._young.values()
+        yield from self._old.values()
 
 
 class PrefixIndex:
     """Maps prefixes and sessions to the node that served them last."""
 
     def __init__(self) -> None:
-        self._claims: OrderedDict[int, _Claim] = OrderedDict()
-        self._sessions: OrderedDict[str, _Claim] = OrderedDict()
+        self._claims: _Aged[int] = _Aged()
+        self._sessions: _Aged[str] = _Aged()
         self._believed_since: dict[str, int] = {}  # older claims of that node were found to be wrong
         self._clock = 0
         self.capacity = MIN_ENTRIES
@@ -86,19 +116,19 @@ class PrefixIndex:
                 seen.add(claim.node)
                 yield claim.node, depth
 
+    def best(self, session: str, hashes: tuple[int, ...]) -> str:
+        """The first of the candidates, "" when there is none."""
+        if session and (claim := self._valid(self._sessions.get(session))):
+            return claim.node
+        return next((node for node, _ in self.candidates("", hashes)), "")
+
     def computed(self, node: str, session: str, hashes: tuple[int, ...]) -> None:
         """The node has answered a prompt with these prefixes."""
         self._clock += 1
-        for number in hashes:
-            self._claims[number] = _Claim(node, self._clock)
-            self._claims.move_to_end(number)
+        claim = _Claim(node, self._clock)
+        self._claims.put(hashes, claim, self.capacity)
         if session:
-            self._sessions[session] = _Claim(node, self._clock)
-            self._sessions.move_to_end(session)
-        while len(self._claims) > self.capacity:
-            self._claims.popitem(last=False)
-        while len(self._sessions) > self.capacity // 4:
-            self._sessions.popitem(last=False)
+            self._sessions.put((session,), claim, self.capacity // SESSION_SHARE)
 
     def missed(self, node: str, hashes: tuple[int, ...], depth: int) -> None:
         """The node did not have the first `depth` prefixes after all: neither has it what is older than they."""
@@ -116,9 +146,11 @@ class PrefixIndex:
 
     def move(self, source: str, target: str) -> None:
         """What the source had in its cache is with the target now."""
-        for claim in (*self._claims.values(), *self._sessions.values()):
-            if claim.node == source and self._valid(claim):
-                claim.node, claim.at = target, self._clock
+        self._clock += 1  # after anything that the target has forgotten
+        for claims in (self._claims.claims(), self._sessions.claims()):
+            for claim in claims:
+                if claim.node == source and self._valid(claim):
+                    claim.node, claim.at = target, self._clock
 
     def _valid(self, claim: _Claim | None) -> _Claim | None:
         if claim is None or claim.at <= self._believed_since.get(claim.node, 0):

@@ -25,7 +25,10 @@ class Scaling:
             world.at(LOOK_S, Timer.SCALE)
 
     def scale(self, model: Model, count: int) -> None:
-        """Makes it `count` nodes that answer."""
+        """Makes it `count` nodes that answer. Of those given up none stays: nobody waits for them."""
+        for node in model.nodes():
+            if node.is_given_up:
+                self._lifecycle.kill(node, "it was given up and is replaced")
         nodes = self._countable(model)
         for _ in range(count - len(nodes)):
             self._lifecycle.want(NodeWanted(model.name, model.type, model.options))
@@ -43,8 +46,11 @@ class Scaling:
     def _look_at(self, model: Model) -> None:
         world = self._world
         nodes = [node for node in self._countable(model) if is_coming(node)]
+        if not nodes and any(node.is_given_up for node in model.nodes()):
+            return  # it dies wherever it is started; more of it would not live either
         slots = sum(node.slots for node in nodes)
-        load = Load(len(nodes), slots, sum(node.busy for node in nodes if serves(node)), len(model.queue))
+        queued = sum(flight.route.kind == GENERATE for flight in model.queue)
+        load = Load(len(nodes), slots, sum(node.busy for node in nodes if serves(node)), queued)
         target, model.trend = decide(world.policy.scale, load, model.trend, world.now)
         if target == len(nodes):
             return

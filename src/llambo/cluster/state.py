@@ -102,43 +102,65 @@ class Node:
     answer: str | None = None  # to the seeded probe
     wrong_answers: int = 0
     probes: int = 0
+    next_probe: float = 0.0  # an earlier timer is one that a later word has replaced
+    touched: int = 0  # how many requests had been placed when it got its last one
+    pool: Pool | None = field(default=None, repr=False)
     free_index: int = -1  # in its pool's list of free nodes
+    is_counted: bool = False  # among its pool's coming nodes
+    served_slots: int = 0  # its share of its pool's slots
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether it serves or will: it starts, restarts or is being looked at."""
+        return not (self.is_leaving or self.is_given_up or self.state is NodeState.DRAINING)
 
 
 @dataclass(slots=True, eq=False)
 class Pool:
-    """The nodes of one model that are alike: one type, one kind of work. `free` are those a request can go to."""
+    """The nodes of one model that are alike: one type, one kind of work, one context size.
+
+    `free` are those a request can go to, `coming` the number that serve or will, `slots` those of serving nodes. `ctx`
+    is in tokens per slot (0: not known).
+    """
 
     model: str
     type: str
     kinds: frozenset[str]
+    ctx: int = 0
     nodes: dict[str, Node] = field(default_factory=dict)
     free: list[Node] = field(default_factory=list)
     rotation: OrderedDict[str, Node] = field(default_factory=OrderedDict)  # the same, longest untouched first
-
-    @property
-    def ctx(self) -> int:
-        """Tokens per slot of its nodes (0: not known)."""
-        return next(iter(self.nodes.values())).ctx if self.nodes else 0
+    coming: int = 0
+    slots: int = 0
 
     def add(self, node: Node) -> None:
         """Takes the node in."""
         self.nodes[node.id] = node
+        node.pool = self
         self.refresh(node)
 
     def remove(self, node: Node) -> None:
         """Lets the node go."""
         del self.nodes[node.id]
+        node.pool = None
         self._take(node)
+        self._count(node, False, 0)
 
     def refresh(self, node: Node) -> None:
-        """Puts `node` into the free ones or takes it out, as its state says."""
-        if node.state is not NodeState.READY or node.busy >= node.slots:
+        """Puts `node` into the free ones or takes it out, and counts it, as its state says."""
+        state = node.state
+        if state is not NodeState.READY or node.busy >= node.slots:
             self._take(node)
         elif node.free_index < 0:
             node.free_index = len(self.free)
             self.free.append(node)
             self.rotation[node.id] = node
+        self._count(node, node.is_coming, node.slots if state in SERVING else 0)
+
+    def _count(self, node: Node, is_coming: bool, slots: int) -> None:
+        self.coming += is_coming - node.is_counted
+        self.slots += slots - node.served_slots
+        node.is_counted, node.served_slots = is_coming, slots
 
     def _take(self, node: Node) -> None:
         if node.free_index < 0:
@@ -203,11 +225,17 @@ class Flight:
     min_ctx: int = 0
     matched: int = 0  # hashes of the chain that the chosen node is thought to have
     last_error: tuple[str, str] = ("", "")  # code and message of the failure before
+    is_orphan: bool = False  # its model was freed while it was on a node: another of that name is not the same
 
     @property
     def session(self) -> str:
         """The lane in the queue."""
         return self.route.session
+
+    @property
+    def demand(self) -> tuple[str, str, int]:
+        """What a node must be to serve it: of that kind and type, with that context."""
+        return self.route.kind, self.route.node_type, self.min_ctx
 
 
 @dataclass(slots=True)

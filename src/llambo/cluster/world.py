@@ -127,15 +127,23 @@ class World:
         """Forgets the node."""
         self._leave_pool(node)
         del self.nodes[node.id]
-        self.rates.measured(node.rate_tps, 0.0)
+        self.measure(node, 0.0)
         self.index.drop(node.id)
+        self.index.size_for(len(self.nodes))
 
-    def set_kinds(self, node: Node, kinds: frozenset[str]) -> None:
-        """The node does other work than was thought."""
-        if kinds != node.kinds:
-            self._leave_pool(node)
-            node.kinds = kinds
-            self._join_pool(node)
+    def describe(self, node: Node, slots: int, ctx: int, kinds: frozenset[str]) -> None:
+        """The node is other than was thought."""
+        rate = node.rate_tps
+        self.measure(node, 0.0)
+        self._leave_pool(node)
+        node.slots, node.ctx, node.kinds = slots, ctx, kinds
+        self._join_pool(node)
+        self.measure(node, rate)
+
+    def measure(self, node: Node, rate_tps: float) -> None:
+        """The node's rate is known now (0: no more)."""
+        self.rates.measured(node.rate_tps / node.slots, rate_tps / node.slots)
+        node.rate_tps = rate_tps
 
     def change(self, node: Node, change: Change, reason: str = "") -> None:
         """Moves the node to where the table says. Raises: `KeyError` for what cannot happen to it."""
@@ -149,30 +157,33 @@ class World:
         """One more request is on the node."""
         node.busy += 1
         node.requests += 1
+        node.touched = self.totals.placed
         if node.busy >= node.slots:
             self.change(node, Change.FILLED)
         else:
             self.pool_of(node).rotation.move_to_end(node.id)
 
-    def give_slot(self, node: Node, epoch: int) -> None:
-        """A request left the node; one of an earlier epoch left with the process."""
+    def give_slot(self, node: Node, epoch: int) -> bool:
+        """A request left the node; one of an earlier epoch, or of a dead node, left with the process (False)."""
         if node.epoch != epoch or node.busy == 0:
-            return
+            return False
         node.busy -= 1
-        if (node.state, Change.FREED) in TRANSITIONS:
+        if node.state is NodeState.BUSY:
             self.change(node, Change.FREED, node.reason)
+        return True
 
     def pool_of(self, node: Node) -> Pool:
         """The pool that the node is in."""
-        return next(pool for pool in self.models[node.model].pools if node.id in pool.nodes)
+        assert node.pool is not None
+        return node.pool
 
     def _join_pool(self, node: Node) -> None:
         pools = self.models[node.model].pools
         for pool in pools:
-            if (pool.type, pool.kinds) == (node.type, node.kinds):
+            if (pool.type, pool.kinds, pool.ctx) == (node.type, node.kinds, node.ctx):
                 break
         else:
-            pool = Pool(node.model, node.type, node.kinds)
+            pool = Pool(node.model, node.type, node.kinds, node.ctx)
             pools.append(pool)
         pool.add(node)
 
@@ -185,7 +196,7 @@ class World:
 
 def is_coming(node: Node) -> bool:
     """Whether the node serves or will: it starts, restarts or is being looked at."""
-    return not (node.is_leaving or node.is_given_up or node.state is NodeState.DRAINING)
+    return node.is_coming
 
 
 def serves(node: Node) -> bool:

@@ -76,7 +76,7 @@ class GenerateRequest:
 
     The answer ends before any text of `stop`. `grammar` (GBNF) or `json_schema` (a JSON Schema as text), at most one,
     bounds what it may be. Requests of one `session` share a place in the queue's rotation and, where they can, a node.
-    `node_type` wants a node of that type, "" any.
+    `node_type` wants a node of that type, "" any. `interface` is who asks, for the metrics.
     """
 
     messages: tuple[Message, ...] = ()
@@ -89,6 +89,7 @@ class GenerateRequest:
     json_schema: str = ""
     session: str = ""
     node_type: str = ""
+    interface: str = field(default="python", compare=False)
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.raw_prompt is not None):

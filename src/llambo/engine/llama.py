@@ -6,11 +6,10 @@ interpreter lock for as long as the model loads, and a crash in llama.cpp ends t
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Mapping
 from typing import Any
-
-PROMPT_CACHE_MIB = 256
-"""Host memory in which one engine may keep the states of idle conversations; llama.cpp's own default is 8 GiB."""
 
 LOG_WARNINGS = 2
 """llama.cpp's verbosity for warnings and errors: a line per request would grow a node's log without bound."""
@@ -26,8 +25,11 @@ With the library's own default two threads beside another busy process wait for 
 See docs/decisions/0004.
 """
 
-# Every stream in flight holds one thread of llama.cpp's HTTP server; the others answer health checks and templates.
 SPARE_HTTP_THREADS = 4
+"""Threads of llama.cpp's HTTP server beyond one for each slot's stream: for health checks, templates, idle connections.
+
+It would start more when all are busy, but not for connections that come in one burst: those wait for a free thread.
+"""
 
 
 class EngineRefused(Exception):
@@ -35,11 +37,19 @@ class EngineRefused(Exception):
 
 
 def load_library() -> None:
-    """Imports xllamacpp (about 60 ms and 100 MB of shared mappings).
+    """Imports xllamacpp (about 60 ms and 100 MB of shared mappings) and fills llama.cpp's constant tables.
+
+    The tables (3 MiB in all) are then shared by every process that is forked from this one.
 
     Raises: `ImportError`, with the loader's word on what is missing.
     """
-    import xllamacpp  # noqa: F401, PLC0415
+    import xllamacpp  # noqa: PLC0415
+
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    with contextlib.suppress(AttributeError):  # not exported: then each node fills its own
+        # Of the CPU backend alone, which has no threads yet: a graphics driver would not survive the fork.
+        library.ggml_backend_cpu_reg()
+        library._Z26unicode_cpt_flags_from_cptj(0)  # unicode_cpt_flags_from_cpt(uint32_t): what each character is
 
 
 def spin_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -54,12 +64,23 @@ def threads_for(tensor_bytes: int) -> int:
 
 
 def open_server(
-    *, model_path: str, socket_path: str, ctx: int, slots: int, threads: int, gpu_layers: int, embedding: bool
+    *,
+    model_path: str,
+    socket_path: str,
+    ctx: int,
+    slots: int,
+    threads: int,
+    gpu_layers: int,
+    embedding: bool,
+    batch: int,
+    cache_mib: int,
+    slots_path: str,
 ) -> Any:
     """Loads the model and serves it on a Unix socket; returns the server, which lives as long as it is referenced.
 
-    `ctx` is tokens per slot. With `embedding` the engine pools (mean, unless the model says otherwise) and gives
-    embeddings.
+    `ctx` is tokens per slot, `batch` the tokens of one pass, `cache_mib` host memory for the states of idle
+    conversations (llama.cpp's own default is 8 GiB), `slots_path` where slots are saved. With `embedding` the engine
+    pools (mean, unless the model says otherwise) and gives embeddings.
 
     Raises: `EngineRefused`.
     """
@@ -72,7 +93,9 @@ def open_server(
     params.n_parallel = slots
     params.n_gpu_layers = gpu_layers
     params.n_threads_http = slots + SPARE_HTTP_THREADS
-    params.cache_ram_mib = PROMPT_CACHE_MIB
+    params.cache_ram_mib = cache_mib
+    params.n_ubatch = batch
+    params.slot_save_path = f"{slots_path}/"  # llama.cpp puts the file's name right behind it
     params.verbosity = LOG_WARNINGS
     # The caller has sized the context and checked the memory; a second opinion would load the model twice.
     params.fit_params = False
@@ -84,7 +107,7 @@ def open_server(
     if embedding:
         params.embedding = True
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-        params.n_ubatch = params.n_batch = max(512, ctx)  # pooling takes a whole text at once
+        params.n_batch = batch  # pooling takes a whole text at once
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:

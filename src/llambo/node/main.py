@@ -1,4 +1,4 @@
-"""What a node does: opens its engine, says so, and lives until it is told to end or its parent is gone.
+"""What a node does: locks itself in, opens its engine, says so, and lives until it is ended or its parent is gone.
 
 Runs in a freshly forked child of the zygote. It handles no signals: SIGTERM ends it at once, since whoever sends one
 has drained it before, and the launcher owns (and removes) its directory.
@@ -11,9 +11,12 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from llambo.engine import llama
+from llambo.engine.references import PART
+from llambo.node import sandbox
 from llambo.node.spec import LINE_MAX, NodeSpec
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -33,7 +36,10 @@ def run(spec: NodeSpec, *, events_fd: int, lifeline_fd: int, parent_pid: int) ->
     _die_with(parent_pid)
     os.setpgid(0, 0)  # a terminal's Ctrl-C is for whoever started us, not for us
     os.chdir(spec.directory)
+    Path(spec.slots_path).mkdir(mode=0o700)
     _redirect_output(spec.log_path)
+    # Before the engine has threads, and after everything was opened that lies elsewhere.
+    enforced = sandbox.enforce(reads=model_files(spec.model_path), directory=spec.directory)
     try:
         # Referenced until the process ends: dropping it would stop the engine.
         server = llama.open_server(
@@ -44,14 +50,32 @@ def run(spec: NodeSpec, *, events_fd: int, lifeline_fd: int, parent_pid: int) ->
             threads=spec.threads,
             gpu_layers=spec.gpu_layers,
             embedding=spec.embedding,
+            batch=spec.batch,
+            cache_mib=spec.cache_mib,
+            slots_path=spec.slots_path,
         )
     except llama.EngineRefused as error:
-        say(events_fd, event="failed", name=spec.name, message=str(error))
+        say(events_fd, event="refused", name=spec.name, message=str(error))
         os._exit(1)
-    say(events_fd, event="ready", name=spec.name, pid=os.getpid(), address=str(server.listening_address))
+    address = str(server.listening_address)
+    say(events_fd, event="ready", name=spec.name, pid=os.getpid(), address=address, sandbox=enforced)
     os.close(events_fd)
     os.read(lifeline_fd, 1)
     os._exit(0)
+
+
+def model_files(model_path: str) -> list[str]:
+    """The model's file, and every part where its name says that it is split."""
+    path = Path(model_path)
+    match = PART.fullmatch(path.name)
+    if match is None:
+        return [model_path]
+    return [str(part) for part in path.parent.iterdir() if _is_part_of(match["stem"], match["count"], part.name)]
+
+
+def _is_part_of(stem: str, count: str, name: str) -> bool:
+    match = PART.fullmatch(name)
+    return match is not None and (match["stem"], match["count"]) == (stem, count)
 
 
 def _die_with(parent_pid: int) -> None:

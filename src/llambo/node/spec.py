@@ -3,13 +3,16 @@
 Launcher to zygote, one JSON object a line on standard input: `{"spawn": NodeSpec}` or `{"signal": N, "name": NAME}`.
 Zygote and nodes to launcher, on standard output (each line under PIPE_BUF, so that writers never mix):
 
-    {"event": "up", "pid"}                          the zygote has imported the engine
-    {"event": "broken", "message"}                  it cannot, and ends
-    {"event": "started", "name", "pid"}             a node was forked
-    {"event": "unforked", "name", "message"}        the system would not make the process
-    {"event": "ready", "name", "pid", "address"}    its engine answers at `address`
-    {"event": "failed", "name", "message"}          its engine refused; it ends
-    {"event": "exited", "name", "pid", "status"}    it is gone; status as `subprocess` has it: -9 is SIGKILL
+    {"event": "up", "pid"}                                   the zygote has imported the engine
+    {"event": "broken", "message"}                           it cannot, and ends
+    {"event": "started", "name", "pid"}                      a node was forked
+    {"event": "unforked", "name", "message"}                 the system would not make the process
+    {"event": "ready", "name", "pid", "address", "sandbox"}  its engine answers at `address`
+    {"event": "refused", "name", "message"}                  its engine would not load the model; it ends
+    {"event": "failed", "name", "message"}                   the system refused what it needs; it ends
+    {"event": "exited", "name", "pid", "status"}             it is gone; status as `subprocess` has it: -9 is SIGKILL
+
+`sandbox` lists what the kernel enforces on the node (see `sandbox`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SOCKET_NAME = "node.sock"
+SLOTS_NAME = "slots"
 LINE_MAX = 4096
 """PIPE_BUF on Linux: a write up to this length is atomic."""
 
@@ -25,7 +29,8 @@ LINE_MAX = 4096
 class NodeSpec:
     """One node to start. `ctx` is tokens per slot; `threads` 0 leaves the number to the engine.
 
-    `directory` is private to the node: its working directory and the home of its socket.
+    `directory` is private to the node: its working directory, the home of its socket and of its slots' files.
+    `batch` is how many tokens one pass computes, `cache_mib` the memory for idle conversations.
     """
 
     name: str
@@ -37,8 +42,15 @@ class NodeSpec:
     threads: int = 0
     gpu_layers: int = -1
     embedding: bool = False
+    batch: int = 512
+    cache_mib: int = 256
 
     @property
     def socket_path(self) -> str:
         """Where the engine's HTTP server will listen."""
         return f"{self.directory}/{SOCKET_NAME}"
+
+    @property
+    def slots_path(self) -> str:
+        """The directory of saved slots."""
+        return f"{self.directory}/{SLOTS_NAME}"

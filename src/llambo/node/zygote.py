@@ -7,8 +7,10 @@ reaps them and reports their end, and when its standard input closes it kills th
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -21,6 +23,7 @@ from llambo.node import main as node
 from llambo.node.spec import NodeSpec
 
 _STDIN, _STDOUT = 0, 1
+_FILES = 65_536
 
 
 class Zygote:
@@ -28,6 +31,7 @@ class Zygote:
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}  # pid -> node name
+        self._pids: dict[str, int] = {}  # and back
         self._lifeline_read, self._lifeline_write = os.pipe()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -64,9 +68,8 @@ class Zygote:
             case {"spawn": dict() as fields}:
                 self._spawn(NodeSpec(**fields))
             case {"signal": int() as number, "name": str() as name}:
-                for pid, known in self._names.items():
-                    if known == name:
-                        os.kill(pid, number)
+                if pid := self._pids.get(name):
+                    os.kill(pid, number)
             case _:
                 raise ValueError(f"unknown order: {order}")
 
@@ -80,6 +83,7 @@ class Zygote:
         if pid == 0:
             self._become(spec, parent_pid)
         self._names[pid] = spec.name
+        self._pids[spec.name] = pid
         node.say(_STDOUT, event="started", name=spec.name, pid=pid)
 
     def _become(self, spec: NodeSpec, parent_pid: int) -> NoReturn:
@@ -108,13 +112,10 @@ class Zygote:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            node.say(
-                _STDOUT,
-                event="exited",
-                name=self._names.pop(pid),
-                pid=pid,
-                status=os.waitstatus_to_exitcode(status),
-            )
+            name = self._names.pop(pid)
+            if self._pids.get(name) == pid:
+                del self._pids[name]
+            node.say(_STDOUT, event="exited", name=name, pid=pid, status=os.waitstatus_to_exitcode(status))
 
     def _end(self) -> None:
         for pid in self._names:
@@ -128,6 +129,14 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
     """Does nothing: the wake-up pipe has told the loop."""
 
 
+def _raise_file_limit() -> None:
+    """A connection to a node is a descriptor in it, and the usual soft limit of 1,024 is meant for `select` alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main() -> int:
     """The process's entry: `python -m llambo.node.zygote`, started by a launcher and by nobody else."""
     try:
@@ -135,6 +144,9 @@ def main() -> int:
     except ImportError as error:
         node.say(_STDOUT, event="broken", message=str(error))
         return 1
+    _raise_file_limit()
+    gc.collect()
+    gc.freeze()  # a collection in a node would write to, and so copy, every page that it shares with us
     # The launcher may be gone already; then there is nobody to tell and nothing to do.
     with contextlib.suppress(BrokenPipeError):
         Zygote().run()

@@ -1,7 +1,7 @@
 """Nodes as processes on this machine, forked by a zygote.
 
-Owns the zygote, the run directory with one private directory per node, and the nodes' log files. The run directory is
-locked for as long as we live, so that a later launcher can tell, and remove, what a killed one had to leave.
+Owns the nodes from the wish for one to the report of its end, the turns in which they load, and the one zygote that is
+theirs. Files are `rundir`'s business, memory is `admission`'s, and when to start or end a node is the caller's.
 """
 
 from __future__ import annotations
@@ -9,42 +9,51 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import fcntl
-import json
 import logging
 import os
 import shutil
 import signal
-import sys
-import tempfile
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from llambo.cluster.launch.base import NodeExited, NodeHandle, NodeRequest
-from llambo.core import paths
-from llambo.core.errors import BadModel, LlamboError, TimedOut
-from llambo.engine import llama
-from llambo.node.spec import SOCKET_NAME, NodeSpec
+from llambo.cluster.launch.admission import Admission, Plan
+from llambo.cluster.launch.base import (
+    EMBEDDING,
+    GENERATE,
+    SLOT_FILES,
+    TEMPLATE,
+    TOKEN_IDS,
+    UNIX,
+    NodeExited,
+    NodeHandle,
+    NodeRequest,
+)
+from llambo.cluster.launch.rundir import NodeLogs, RunDir, read_tail
+from llambo.cluster.launch.zygote import ZygoteProcess
+from llambo.core.errors import BadModel, Cancelled, LlamboError, NameInUse, TimedOut
+from llambo.engine import memory
+from llambo.node.spec import NodeSpec
 
 log = logging.getLogger("llambo.launch.local")
 
-RUN_PREFIX = "nodes-"
-LOGS_KEPT = 50
-_LOG_TAIL_LINES = 5
-_LOG_TAIL_BYTES = 4096
-_START_S = 60.0  # the zygote's own start: an import of a 100 MB library from a cold disk
+LOADS_PER_CORE = 2
+"""How many nodes load at once, for each processor core: one computes while another waits for the disk."""
 
 
 class _Node:
     """A node from its spawn order to its exit report."""
 
-    def __init__(self, spec: NodeSpec) -> None:
+    def __init__(self, spec: NodeSpec, plan: Plan | None, zygote: ZygoteProcess) -> None:
         loop = asyncio.get_running_loop()
         self.spec = spec
+        self.plan = plan
+        self.zygote = zygote
+        self.pid = 0  # until it was forked
         self.ready: asyncio.Future[NodeHandle] = loop.create_future()
         self.exited: asyncio.Future[str] = loop.create_future()  # the reason
-        self.complaint = ""  # of the engine
+        self.complaint = ""  # of the node, where it could say one
         self.unforked = ""  # why there never was a process
         self.expected_to_end = False
 
@@ -53,46 +62,54 @@ class LocalLauncher:
     """A launcher for this machine; nothing is started before the first spawn.
 
     `run_parent` gets the run directory, `log_dir` a file `PID-NAME.log` per node (default: within the node's directory,
-    gone with it).
+    gone with it). `available` gives the bytes of memory that new processes could have. At most `loads_at_once` nodes
+    load at the same time; 0 is `LOADS_PER_CORE` for each core.
     """
 
-    def __init__(self, run_parent: Path, *, log_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        run_parent: Path,
+        *,
+        log_dir: Path | None = None,
+        available: Callable[[], int] = memory.available_bytes,
+        loads_at_once: int = 0,
+    ) -> None:
         self._run_parent = run_parent
         self._log_dir = log_dir
-        self._run_dir: Path | None = None
-        self._run_lock = -1  # a descriptor of the run directory, locked for as long as we live
+        self._run_dir: RunDir | None = None
+        self._logs: NodeLogs | None = None
+        self._admission = Admission(available)
+        self._names: set[str] = set()  # wanted or alive
         self._nodes: dict[str, _Node] = {}
         self._exits: asyncio.Queue[NodeExited] = asyncio.Queue()
-        self._zygote: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._zygote: ZygoteProcess | None = None
         self._starting = asyncio.Lock()
-        self._broken = ""
+        self._turns = asyncio.Semaphore(loads_at_once or LOADS_PER_CORE * (os.cpu_count() or 1))
+        self._is_closed = False
 
     async def spawn(self, request: NodeRequest, *, timeout_s: float) -> NodeHandle:
-        """See `Launcher.spawn`."""
+        """See `Launcher.spawn`. Nodes load a few at a time; `timeout_s` begins when it is this one's turn.
+
+        Raises: also `NameInUse`, and `Cancelled` where it was terminated while it loaded.
+        """
+        if request.name in self._names:
+            raise NameInUse(f"there is a node {request.name} already")
+        self._names.add(request.name)
         try:
-            zygote = await self._ensure_zygote()
-            node = _Node(self._prepare(request))
-        except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            raise LlamboError(f"cannot start a node: {place}{error.strerror or error}") from None
-        self._nodes[request.name] = node
-        self._order(zygote, {"spawn": dataclasses.asdict(node.spec)})
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.wait((node.ready, node.exited), return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            await self.terminate(request.name)
-            raise TimedOut(f"{Path(request.model_path).name} was not loaded within {timeout_s:g} s") from None
-        except asyncio.CancelledError:
-            await asyncio.shield(self.terminate(request.name))
+            plan = await self._admission.plan(request)
+            if plan is not None:
+                self._admission.claim(request.name, plan)
+            async with self._turns:
+                return await self._load(request, plan, timeout_s)
+        except BaseException:
+            if request.name not in self._nodes:
+                self._names.discard(request.name)
+                self._admission.release(request.name)
             raise
-        if node.unforked:
-            self._forget(node)
-            raise LlamboError(f"cannot start a node: the system makes no process for it: {node.unforked}")
-        if node.exited.done():
-            raise BadModel(self._explain(node, request))
-        return node.ready.result()
+
+    async def room_for(self, request: NodeRequest) -> int | None:
+        """See `Launcher.room_for`. Nodes whose spawn is in progress are counted as if they had loaded."""
+        return await self._admission.room_for(request)
 
     async def terminate(self, name: str) -> None:
         """See `Launcher.terminate`."""
@@ -100,9 +117,9 @@ class LocalLauncher:
         if node is None:
             return
         node.expected_to_end = True
-        if self._zygote is not None and not node.exited.done():
-            # A node has no clean-up of its own, and one that is loading would look at SIGTERM only afterwards.
-            self._order(self._zygote, {"signal": int(signal.SIGKILL), "name": name})
+        if not node.exited.done():
+            # A node has no clean-up of its own, and one that is loading or stopped would not look at SIGTERM.
+            node.zygote.order({"signal": int(signal.SIGKILL), "name": name})
         await asyncio.shield(node.exited)
         self._forget(node)
 
@@ -112,125 +129,170 @@ class LocalLauncher:
             yield await self._exits.get()
 
     async def close(self) -> None:
-        """See `Launcher.close`."""
+        """See `Launcher.close`. Spawns that wait for their turn fail; a closed launcher starts nothing more."""
+        self._is_closed = True
         for node in self._nodes.values():
             node.expected_to_end = True
         async with self._starting:  # a start in progress would leave a zygote behind us
-            if self._zygote is not None and self._zygote.stdin is not None:
-                self._zygote.stdin.close()
-                await self._zygote.wait()
-            if self._reader is not None:
-                await self._reader
+            if self._zygote is not None:
+                await self._zygote.end()
+                self._zygote = None
+            for node in list(self._nodes.values()):
+                self._forget(node)
             if self._run_dir is not None:
-                shutil.rmtree(self._run_dir, ignore_errors=True)
-                os.close(self._run_lock)
+                self._run_dir.remove()
                 self._run_dir = None
 
-    def _prepare(self, request: NodeRequest) -> NodeSpec:
+    def slot_dir(self, name: str) -> Path | None:
+        """Where the node `name` saves its slots and restores them from; None where there is no such node."""
+        node = self._nodes.get(name)
+        return Path(node.spec.slots_path) if node else None
+
+    async def _load(self, request: NodeRequest, plan: Plan | None, timeout_s: float) -> NodeHandle:
+        while True:
+            node = await self._begin(request, plan)
+            await self._wait_loaded(node, timeout_s)
+            if node.pid or node.unforked or node.expected_to_end:
+                return self._outcome(node)
+            # Its zygote had ended before it was forked: another one will do it.
+            del self._nodes[request.name]
+            shutil.rmtree(node.spec.directory, ignore_errors=True)
+
+    async def _begin(self, request: NodeRequest, plan: Plan | None) -> _Node:
+        """Orders the node from a zygote that lives."""
+        try:
+            zygote = await self._ensure_zygote()
+            node = _Node(self._prepare(request, plan), plan, zygote)
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            raise LlamboError(f"cannot start a node: {place}{error.strerror or error}") from None
+        self._nodes[request.name] = node
+        zygote.order({"spawn": dataclasses.asdict(node.spec)})
+        return node
+
+    async def _wait_loaded(self, node: _Node, timeout_s: float) -> None:
+        """Returns when the node is ready or gone; one that takes too long, or is not wanted any more, is ended."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.wait((node.ready, node.exited), return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            await self.terminate(node.spec.name)
+            raise TimedOut(f"{Path(node.spec.model_path).name} was not loaded within {timeout_s:g} s") from None
+        except asyncio.CancelledError:
+            await asyncio.shield(self.terminate(node.spec.name))
+            raise
+
+    def _outcome(self, node: _Node) -> NodeHandle:
+        """What became of a spawn."""
+        if node.ready.done():  # and if it has ended since, that was reported
+            self._admission.settle(node.spec.name)
+            return node.ready.result()
+        tail = read_tail(Path(node.spec.log_path))
+        self._forget(node)
+        if node.expected_to_end:
+            raise Cancelled(f"node {node.spec.name} was ended while it loaded")
+        if node.unforked:
+            raise LlamboError(f"cannot start a node: the system makes no process for it: {node.unforked}")
+        why = node.complaint or f"the node ended: {node.exited.result()}"
+        words = f"; its log ends with: {tail}" if tail else ""
+        raise BadModel(f"{node.spec.model_path} cannot be loaded: {why}{words}")
+
+    def _prepare(self, request: NodeRequest, plan: Plan | None) -> NodeSpec:
         if self._run_dir is None:
-            sweep(self._run_parent)
             if self._log_dir is not None:
-                prune_logs(paths.make_private_dir(self._log_dir))
-            self._run_dir, self._run_lock = _make_run_dir(self._run_parent)
-        directory = self._run_dir / request.name
-        directory.mkdir(mode=0o700)
-        # Our process id in the name: two launchers of one home share the directory of logs.
-        log_dir, log_name = self._log_dir or directory, f"{os.getpid()}-{request.name}.log"
-        return NodeSpec(
+                self._logs = NodeLogs(self._log_dir)
+            self._run_dir = RunDir(self._run_parent)
+        directory = self._run_dir.make_node_dir(request.name)
+        log_path = self._logs.path_of(request.name) if self._logs else directory / "node.log"
+        spec = NodeSpec(
             name=request.name,
             directory=str(directory),
-            log_path=str(log_dir / log_name),
-            model_path=request.model_path,
+            log_path=str(log_path),
+            # The node works in its own directory, and its sandbox opens what the path leads to.
+            model_path=str(Path(request.model_path).absolute()),
             ctx=request.options.ctx,
             slots=request.options.slots,
             threads=request.options.threads,
             gpu_layers=request.options.gpu_layers,
             embedding=request.embedding,
         )
+        if plan is None:
+            return dataclasses.replace(spec, batch=max(spec.batch, spec.ctx)) if spec.embedding else spec
+        cache_mib = -(-plan.need.prompt_cache_bytes // 2**20)
+        return dataclasses.replace(spec, batch=plan.batch, cache_mib=cache_mib)
 
-    async def _ensure_zygote(self) -> asyncio.subprocess.Process:
+    async def _ensure_zygote(self) -> ZygoteProcess:
         async with self._starting:
-            if self._zygote is not None and self._zygote.returncode is None:
-                return self._zygote
-            self._broken = ""
-            # A session of its own: signals from a terminal reach us alone, and we end it in our own order.
-            zygote = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "llambo.node.zygote",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,
-                env={**os.environ, **llama.spin_environment(os.environ)},
-            )
-            up = asyncio.Event()
-            self._zygote = zygote
-            self._reader = asyncio.create_task(self._read_events(zygote, up))
-            try:
-                async with asyncio.timeout(_START_S):
-                    await up.wait()
-            except TimeoutError:
-                zygote.kill()
-                raise TimedOut(f"the engine's library was not loaded within {_START_S:g} s") from None
-            if self._broken:
-                raise LlamboError(f"the engine cannot be loaded: {self._broken}")
-            return zygote
+            if self._is_closed:
+                raise LlamboError("cannot start a node: the launcher is closed")
+            if self._zygote is None or self._zygote.has_ended:
+                self._zygote = await ZygoteProcess.start(on_event=self._take, on_end=self._take_end)
+            await self._zygote.wait_up()
+            return self._zygote
 
-    def _order(self, zygote: asyncio.subprocess.Process, order: dict[str, Any]) -> None:
-        assert zygote.stdin is not None
-        zygote.stdin.write(json.dumps(order).encode() + b"\n")
-
-    async def _read_events(self, zygote: asyncio.subprocess.Process, up: asyncio.Event) -> None:
-        assert zygote.stdout is not None
-        self._broken = "its process ended at once"
-        async for line in zygote.stdout:
-            event = json.loads(line)
-            if event["event"] == "up":
-                self._broken = ""
-                up.set()
-            elif event["event"] == "broken":
-                self._broken = event["message"]
-            elif node := self._nodes.get(event["name"]):
-                self._take(node, event)
-        up.set()
-        await zygote.wait()
-        for node in list(self._nodes.values()):  # the zygote took its children along
-            self._take_exit(node, 0, "its zygote ended")
-
-    def _take(self, node: _Node, event: dict[str, Any]) -> None:
+    def _take(self, event: dict[str, Any]) -> None:
+        node = self._nodes.get(event["name"])
+        if node is None:
+            return
         match event["event"]:
+            case "started":
+                node.pid = event["pid"]
             case "ready":
                 if not node.ready.done():
-                    node.ready.set_result(NodeHandle(node.spec.name, event["pid"], node.spec.socket_path))
+                    node.ready.set_result(_handle(node, event))
+            case "refused":
+                node.complaint = "llama.cpp refused it"
             case "failed":
-                node.complaint = event["message"]
+                node.complaint = f"the node could not begin: {event['message']}"
             case "unforked":
                 node.unforked = event["message"]
                 node.exited.set_result("it was never made")
             case "exited":
-                self._take_exit(node, event["pid"], _exit_reason(event["status"]))
+                self._take_exit(node, _exit_reason(event["status"]))
 
-    def _take_exit(self, node: _Node, pid: int, reason: str) -> None:
+    def _take_end(self, zygote: ZygoteProcess) -> None:
+        for node in list(self._nodes.values()):
+            if node.zygote is zygote:  # it took its children along
+                self._take_exit(node, "its zygote ended")
+
+    def _take_exit(self, node: _Node, reason: str) -> None:
         if node.exited.done():
             return
         node.exited.set_result(reason)
         if node.ready.done() and not node.expected_to_end:
             log.warning("node %s is gone: %s", node.spec.name, reason)
-            self._exits.put_nowait(NodeExited(node.spec.name, pid, reason))
+            self._exits.put_nowait(NodeExited(node.spec.name, node.pid, reason))
             self._forget(node)
 
-    def _explain(self, node: _Node, request: NodeRequest) -> str:
-        """The sentence for a node that ended before it was ready, with llama.cpp's last words."""
-        tail = read_tail(Path(node.spec.log_path))
-        self._forget(node)
-        why = "llama.cpp refused it" if node.complaint else f"the node ended: {node.exited.result()}"
-        words = f"; its log ends with: {tail}" if tail else ""
-        return f"{request.model_path} cannot be loaded: {why}{words}"
-
     def _forget(self, node: _Node) -> None:
-        if self._nodes.get(node.spec.name) is node:
-            del self._nodes[node.spec.name]
+        name = node.spec.name
+        if self._nodes.get(name) is node:
+            del self._nodes[name]
+            self._names.discard(name)
+            self._admission.release(name)
+            if self._logs is not None:
+                self._logs.node_ended(name)
         shutil.rmtree(node.spec.directory, ignore_errors=True)
+
+
+def _handle(node: _Node, ready: dict[str, Any]) -> NodeHandle:
+    """What the ready node is. Its template is what the model's header has: llama.cpp would make one up."""
+    spec = node.spec
+    features = {EMBEDDING} if spec.embedding else {GENERATE, TOKEN_IDS, SLOT_FILES}
+    if not spec.embedding and (node.plan is None or node.plan.has_template):
+        features.add(TEMPLATE)
+    return NodeHandle(
+        name=spec.name,
+        pid=ready["pid"],
+        address=UNIX + spec.socket_path,
+        machine=socket.gethostname(),
+        slots=spec.slots,
+        ctx=spec.ctx,
+        model=Path(spec.model_path).stem,
+        log_path=spec.log_path,
+        sandbox=tuple(ready["sandbox"]),
+        features=frozenset(features),
+    )
 
 
 def _exit_reason(status: int) -> str:
@@ -240,46 +302,3 @@ def _exit_reason(status: int) -> str:
     with contextlib.suppress(ValueError):
         name = f" ({signal.Signals(-status).name})"
     return f"it was killed by signal {-status}{name}"
-
-
-def read_tail(path: Path) -> str:
-    """The last few lines of a log file, joined by " | "; "" when there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return " | ".join(line.strip() for line in lines[-_LOG_TAIL_LINES:] if line.strip())
-
-
-def _make_run_dir(run_parent: Path) -> tuple[Path, int]:
-    """A fresh run directory and a descriptor of it whose lock tells other launchers that it is in use."""
-    while True:
-        directory = paths.make_short_private_dir(run_parent, RUN_PREFIX, f"n{10**6}/{SOCKET_NAME}")
-        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        if directory.exists():  # nobody swept it away in the moment before the lock
-            return directory, lock
-        os.close(lock)
-
-
-def sweep(run_parent: Path) -> None:
-    """Removes run directories (there, and where long paths made them go) whose launcher was killed before it could."""
-    overflow = Path(tempfile.gettempdir()).glob(f"{paths.OVERFLOW_PREFIX}{RUN_PREFIX}*")
-    for directory in (*run_parent.glob(f"{RUN_PREFIX}*"), *overflow):
-        with contextlib.suppress(OSError):  # in use, another user's, or gone meanwhile
-            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(directory, ignore_errors=True)
-            finally:
-                os.close(lock)
-
-
-def prune_logs(log_dir: Path) -> None:
-    """Removes all but the newest of the logs that earlier nodes left."""
-    logs = sorted(log_dir.glob("*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in logs[LOGS_KEPT:]:
-        path.unlink(missing_ok=True)

@@ -1,0 +1,249 @@
+"""The daemon: one cluster for this home, its control socket and the bridge protocol in front of it.
+
+Owns the order in which things come up and go away, and that there is only one. What the cluster does is its business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llambo.cli import common, serving
+from llambo.core.errors import BadRequest, LlamboError, NameInUse, NotFound
+
+if TYPE_CHECKING:
+    from llambo.bridge.listen import BoundSocket
+    from llambo.cluster.control import Control
+    from llambo.core.config import Settings
+
+app = typer.Typer(**common.APP_OPTIONS)
+
+LOG_NAME = "daemon.log"
+CONTROL_SOCKET = "control.sock"
+BRIDGE_SOCKET = "bridge.sock"
+_LOCK_NAME = "daemon.lock"
+
+
+class RunsAlready(Exception):
+    """Another daemon has this home; `pid` is its process, 0 where it has not said so yet."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid)
+        self.pid = pid
+
+
+@app.command()
+def daemon(
+    ready_fd: Annotated[int, typer.Option(help="Descriptor to report the start to.")],
+    launcher: Annotated[str | None, typer.Option(help="What starts nodes.")] = None,
+    config: common.ConfigFile = None,
+    verbose: common.Verbose = 0,
+) -> None:
+    """The daemon's process, as `llamboctl init` starts it."""
+    try:
+        run(config, launcher, serving.Report(ready_fd), verbose=verbose)
+    except RunsAlready:  # which the report has told
+        common.finish(1)
+
+
+def run(
+    config_file: Path | None, launcher: str | None, report: serving.Report, *, as_json: bool = False, verbose: int = 0
+) -> None:
+    """Runs the cluster of this home in this process until somebody stops it.
+
+    Raises: `RunsAlready`, `BadConfig`, and whatever keeps the first node from starting; `report` is told too.
+    """
+    import uvloop
+
+    from llambo.core import config as configuration
+    from llambo.core import log, paths
+
+    try:
+        settings = configuration.load(config_file, {"cluster.launcher": launcher}).settings
+        with _only_one(paths.home()):
+            log_path = paths.home() / "logs" / LOG_NAME
+            log.to_file(log_path, verbose=verbose)
+            serving.prepare_process()
+            uvloop.run(_serve(settings, log_path, report, as_json=as_json))
+    except RunsAlready as error:
+        report.failed(NameInUse("a cluster runs for this home already"), runs=error.pid)
+        raise
+    except LlamboError as error:
+        report.failed(error)
+        raise
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Holds this home's lock for the block; the kernel gives it back when the process ends, however that happens.
+
+    Raises: `RunsAlready`, `LlamboError` where the home cannot be written.
+    """
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(home / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise LlamboError(f"cannot write {home / _LOCK_NAME}: {error.strerror}") from None
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = file.read(32).strip()
+            raise RunsAlready(int(text) if text.isdigit() else 0) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+        yield
+
+
+async def _serve(settings: Settings, log_path: Path, report: serving.Report, *, as_json: bool) -> None:
+    from llambo.bridge.server import BridgeServer
+    from llambo.cli import running
+    from llambo.cluster import checkpoint
+    from llambo.cluster.api import Cluster
+    from llambo.control.server import ControlServer
+    from llambo.core import paths
+    from llambo.core.tokens import TokenStore
+
+    runtime_dir = paths.make_private_dir(paths.runtime_dir())
+    control_path, bridge_path = runtime_dir / CONTROL_SOCKET, runtime_dir / BRIDGE_SOCKET
+    async with Cluster(
+        settings,
+        log_dir=paths.home() / "logs" / "nodes",
+        state_path=checkpoint.path_of(settings.state.path, paths.home()),
+        on_demand=settings.models.on_demand,
+    ) as cluster:
+        bridge = BridgeServer(
+            cluster,
+            bridge_path,
+            listen=settings.bridge.listen,
+            tokens=TokenStore(paths.home() / "tokens.json"),
+            settings=serving.bridge_settings(settings),
+        )
+        serving.stop_on_signals(bridge)
+        bound = _bind(control_path)
+        control = ControlServer(cluster, bound.socket, request_stop=bridge.request_stop)
+        work: asyncio.Task[None] | None = None
+        try:
+            await bridge.start()
+            await control.start()
+            work = asyncio.create_task(bridge.serve())
+            with running.announced(
+                str(bridge_path),
+                log=log_path,
+                drain_timeout_s=settings.bridge.drain_timeout,
+                name=running.DAEMON,
+                control=str(control_path),
+            ):
+                problems = await _unless_stopped(_bring_up(cluster, settings, report), work)
+                if problems is None:
+                    report.failed(LlamboError("the cluster was stopped before it was ready"))
+                    return
+                facts = {
+                    "control": str(control_path),
+                    "bridge": bridge.addresses,
+                    "log": str(log_path),
+                    "pid": os.getpid(),
+                    "nodes": cluster.cluster_status().nodes.total,
+                    "problems": problems,
+                }
+                _tell_ready(facts, report, as_json=as_json)
+                await work
+        finally:
+            await _take_down(bridge, work)
+            await control.close()
+            bound.remove_file()
+
+
+def _bind(path: Path) -> BoundSocket:
+    from llambo.bridge.listen import bind_unix
+
+    try:
+        return bind_unix(path, backlog=128)
+    except NameInUse:
+        raise NameInUse(f"{path} is in use by another home's cluster; set LLAMBO_RUNTIME_DIR for this one") from None
+
+
+async def _take_down(bridge: Any, work: asyncio.Task[None] | None) -> None:
+    if work is not None:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    await bridge.stop(0)
+
+
+async def _unless_stopped(bringing_up: Coroutine[Any, Any, list[str]], work: asyncio.Task[None]) -> list[str] | None:
+    """What `bringing_up` gives, or None when a stop is asked for meanwhile."""
+    task = asyncio.create_task(bringing_up)
+    try:
+        await asyncio.wait({task, work}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() and not work.done() else None
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _bring_up(cluster: Control, settings: Settings, report: serving.Report) -> list[str]:
+    """Restores the checkpoint and sees to the least number of nodes; returns what could not be, in sentences.
+
+    Raises: what spawning raises, where there was nothing to restore.
+    """
+    problems = await _restore(cluster, settings)
+    missing = settings.orchestrator.min_nodes - cluster.cluster_status().nodes.total
+    if missing > 0:
+        try:
+            await cluster.spawn(missing, progress=lambda ready, wanted: report.progress(ready=ready, wanted=wanted))
+        except LlamboError as error:
+            if not problems:
+                raise
+            problems.append(error.message)
+    return problems
+
+
+async def _restore(cluster: Control, settings: Settings) -> list[str]:
+    from llambo.cluster import checkpoint
+    from llambo.core import paths
+
+    try:
+        return await cluster.restore_checkpoint()
+    except NotFound:
+        return []
+    except BadRequest as error:
+        aside = checkpoint.set_aside(checkpoint.path_of(settings.state.path, paths.home()))
+        return [f"{error.message}; it was set aside as {aside.name}, and the cluster starts without it"]
+
+
+def _tell_ready(facts: dict[str, Any], report: serving.Report, *, as_json: bool) -> None:
+    if report.has_reader:
+        report.ready(**facts)
+    elif as_json:
+        common.print_json({"started": True, **facts})
+    else:
+        sys.stderr.write("".join(f"llamboctl: {problem}\n" for problem in facts["problems"]))
+        sys.stdout.write(f"the cluster runs here until Ctrl-C\n{describe(facts)}")
+    sys.stdout.flush()
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """Where a cluster listens, for people."""
+    lines = [
+        f"control socket  {facts['control']}",
+        f"bridge          {', '.join(facts['bridge'])}",
+        f"log             {facts['log']}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """The entry point."""
+    common.run("llamboctl", app)
+
+
+if __name__ == "__main__":  # as llamboctl starts it
+    main()

@@ -1,0 +1,184 @@
+"""One request's way through the cluster: a place, an attempt, and another of each while nodes fail it.
+
+Joins what knows nothing of each other: the runtime's ticket (where), the failover's answer (what is asked and what is
+still to be delivered) and the node's stream (the tokens).
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from llambo.cluster import prefix
+from llambo.cluster.events import RequestFinished
+from llambo.cluster.failover import Answer, Attempt, StreamEnd
+from llambo.cluster.runtime import Place, Runtime, Ticket
+from llambo.cluster.state import EMBED, Route
+from llambo.core.errors import EngineFailed, LlamboError, NodeLost, PromptTooLong
+from llambo.core.types import MAX_SEED, Done, Event, GenerateRequest, TokenEvent
+
+_numbers = itertools.count(1)
+
+
+def route_of(request: GenerateRequest, model: str) -> tuple[Route, str]:
+    """What routing needs of a request, and the text that its prefixes are hashed of."""
+    text = request.raw_prompt
+    if text is None:
+        text = prefix.conversation_text((message.role, message.content) for message in request.messages)
+    route = Route(
+        next(_numbers),
+        model,
+        session=request.session,
+        node_type=request.node_type,
+        chain=prefix.chain(text),
+        size_chars=len(text),
+        max_tokens=request.sampling.max_tokens or 0,
+    )
+    return route, text
+
+
+class Answering:
+    """One request for text. `count` is told of tokens as they come."""
+
+    def __init__(self, runtime: Runtime, request: GenerateRequest, model: str, count: Callable[[int], None]) -> None:
+        self._runtime = runtime
+        self._request = request
+        self._model = model
+        self._count = count
+        self._answer: Answer | None = None
+        self._node: Place | None = None
+        self._first = 0.0
+        self._end: StreamEnd | None = None
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Token events, then one `Done`. Raises: see `Door.generate`."""
+        started = time.perf_counter()
+        route, text = route_of(self._request, self._model)
+        with self._runtime.submit(route) as ticket:
+            while self._end is None:
+                place = await ticket.place()
+                async with aclosing(self._attempt(place, ticket)) as events:
+                    async for event in events:
+                        self._first = self._first or time.perf_counter()
+                        self._count(1)
+                        yield event
+            ended = time.perf_counter()
+            yield self._finish(ticket, text, started, ended)
+
+    async def _attempt(self, place: Place, ticket: Ticket) -> AsyncGenerator[TokenEvent, None]:
+        """What one node gives. Returns without an end when the node failed and another is to go on."""
+        try:
+            attempt = await self._ask(place)
+            self._node = place
+            if isinstance(attempt, StreamEnd):
+                self._end = attempt
+                return
+            assert self._answer is not None
+            async with aclosing(place.upstream.stream(attempt)) as events:
+                async for event in events:
+                    if isinstance(event, StreamEnd):
+                        self._end = self._answer.end(event)
+                        return
+                    for piece in self._answer.take(event):
+                        yield piece
+        except NodeLost as error:
+            ticket.broken("lost", error, has_delivered=self._first > 0)
+        except EngineFailed as error:
+            ticket.broken("failed", error, has_delivered=self._first > 0)
+        except PromptTooLong as error:
+            ticket.broken("too_long", error, has_delivered=self._first > 0)
+        except LlamboError:
+            ticket.failed()
+            raise
+
+    async def _ask(self, place: Place) -> Attempt | StreamEnd:
+        upstream = place.upstream
+        if self._answer is None:
+            prompt = await upstream.prompt_text(self._request)
+            self._answer = Answer(self._request, prompt, random.randint(0, MAX_SEED))  # noqa: S311 - a sampler's seed
+            return self._answer.first()
+        answer = self._answer
+        prompt_ids = tail_ids = prompt_text = None
+        if self._node is not None and self._node.upstream.has_ids != upstream.has_ids:
+            prompt_text = await upstream.prompt_text(self._request)
+        if upstream.has_ids and answer.needs_prompt_ids:
+            prompt = answer.prompt if prompt_text is None else prompt_text
+            prompt_ids = await upstream.tokenize(prompt, add_special=True)
+            tail_ids = await upstream.tokenize(answer.tail) if answer.tail else None
+        return answer.again(
+            has_ids=upstream.has_ids,
+            prompt_ids=prompt_ids,
+            tail_ids=tail_ids,
+            ctx=place.handle.ctx,
+            prompt=prompt_text,
+        )
+
+    def _finish(self, ticket: Ticket, text: str, started: float, ended: float) -> Done:
+        end, answer, node = self._end, self._answer, self._node
+        assert end is not None
+        assert answer is not None
+        assert node is not None
+        first = self._first or ended
+        tail = answer.text
+        if self._request.raw_prompt is None:  # as the next turn of the conversation will have it
+            tail = prefix.conversation_text([("assistant", tail)])
+        ticket.finished(
+            RequestFinished(
+                ticket.route.id,
+                tokens=end.tokens,
+                decode_s=ended - first,
+                prompt_tokens=end.prompt_tokens,
+                cached_tokens=end.cached_tokens,
+                chain=prefix.chain(text + tail),
+            )
+        )
+        return Done(
+            finish_reason=end.finish_reason,
+            model=self._model,
+            node=node.node,
+            tokens=end.tokens,
+            prompt_tokens=end.prompt_tokens,
+            cached_tokens=end.cached_tokens,
+            ttft_ms=(first - started) * 1e3,
+            time_ms=(ended - started) * 1e3,
+            failovers=answer.failovers,
+        )
+
+
+async def embed(runtime: Runtime, text: str, model: str) -> list[float]:
+    """The embedding of `text`. Raises: see `Door.embed`."""
+    with runtime.submit(Route(next(_numbers), model, EMBED, size_chars=len(text))) as ticket:
+        while True:
+            place = await ticket.place()
+            try:
+                vector = await place.upstream.embed(text)
+            except NodeLost as error:
+                ticket.broken("lost", error, has_delivered=False)
+            except EngineFailed as error:
+                ticket.broken("failed", error, has_delivered=False)
+            except LlamboError:
+                ticket.failed()
+                raise
+            else:
+                ticket.finished(RequestFinished(ticket.route.id))
+                return vector
+
+
+async def tokenize(runtime: Runtime, text: str, model: str) -> list[int]:
+    """The token ids of `text`. Takes no slot where a node serves; else waits for one to come.
+
+    Raises: see `Door.tokenize`.
+    """
+    world = runtime.orchestrator.world
+    for node in world.models[model].nodes() if model in world.models else ():
+        place = runtime.place_of(node.id)
+        if place is not None and place.epoch == node.epoch and place.upstream.has_ids:
+            return await place.upstream.tokenize(text)
+    with runtime.submit(Route(next(_numbers), model, size_chars=len(text))) as ticket:
+        place = await ticket.place()
+        ids = await place.upstream.tokenize(text)
+        ticket.finished(RequestFinished(ticket.route.id))
+        return ids

@@ -1,0 +1,102 @@
+"""How many more nodes this machine's memory allows: what is free, less what was promised to nodes.
+
+Owns the account of one launcher's nodes, from the wish to the exit, and remembers the headers of model files. The
+estimate itself is `engine.memory`'s, and what to do with the answer is the caller's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llambo.cluster.launch.base import NodeRequest
+from llambo.core.errors import BadModel
+from llambo.engine import gguf, memory
+from llambo.engine.gguf import ModelFile
+from llambo.engine.memory import MemoryNeed
+
+_HEADERS_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a node will use: `need` in bytes, `batch` tokens in one pass, the model by its resolved `path`."""
+
+    path: Path
+    need: MemoryNeed
+    batch: int
+    has_template: bool
+
+
+@dataclass(slots=True)
+class _Claim:
+    plan: Plan
+    is_loading: bool = True
+
+
+class Admission:
+    """The account. `available` gives the bytes that a new process could have now."""
+
+    def __init__(self, available: Callable[[], int] = memory.available_bytes) -> None:
+        self._available = available
+        self._claims: dict[str, _Claim] = {}
+        self._headers: dict[Path, tuple[tuple[int, int], ModelFile]] = {}
+
+    async def plan(self, request: NodeRequest) -> Plan | None:
+        """What such a node will use; None where the model's header does not tell."""
+        try:
+            model = await asyncio.to_thread(self._read, request.model_path)
+        except (BadModel, OSError, ValueError):
+            return None  # llama.cpp will say why when it is asked to load it
+        ctx, slots = request.options.ctx, request.options.slots
+        need = memory.needed(model, ctx=ctx, slots=slots, embedding=request.embedding)
+        batch = memory.batch_tokens(model, ctx=ctx, embedding=request.embedding)
+        return Plan(model.path, need, batch, model.has_chat_template)
+
+    async def room_for(self, request: NodeRequest) -> int | None:
+        """How many more such nodes there is memory for; None where the model's header does not tell."""
+        plan = await self.plan(request)
+        if plan is None:
+            return None
+        free = await asyncio.to_thread(self._available) - self._promised_bytes()
+        if all(claim.plan.path != plan.path for claim in self._claims.values()):
+            free -= plan.need.shared_bytes
+        return max(0, free // (plan.need.private_bytes + plan.need.prompt_cache_bytes))
+
+    def claim(self, name: str, plan: Plan) -> None:
+        """Notes that a node is wanted: until it has settled, nothing of what it needs is seen as used."""
+        self._claims[name] = _Claim(plan)
+
+    def settle(self, name: str) -> None:
+        """Notes that a node has loaded: what it has touched is no longer free."""
+        if claim := self._claims.get(name):
+            claim.is_loading = False
+
+    def release(self, name: str) -> None:
+        """Notes that a node is gone, or will not be; an unknown name is no error."""
+        self._claims.pop(name, None)
+
+    def _promised_bytes(self) -> int:
+        """What nodes will have and the system still counts as free.
+
+        Mapped weights stay in that count for as long as they live, since the kernel could drop their pages.
+        """
+        mapped = {claim.plan.path: claim.plan.need.shared_bytes for claim in self._claims.values()}
+        private = sum(claim.plan.need.private_bytes for claim in self._claims.values() if claim.is_loading)
+        caches = sum(claim.plan.need.prompt_cache_bytes for claim in self._claims.values())
+        return sum(mapped.values()) + private + caches
+
+    def _read(self, model_path: str) -> ModelFile:
+        path = Path(model_path).resolve()
+        facts = path.stat()
+        stamp = (facts.st_mtime_ns, facts.st_size)
+        known = self._headers.get(path)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        model = gguf.read(path)
+        if len(self._headers) >= _HEADERS_KEPT:
+            self._headers.clear()
+        self._headers[path] = (stamp, model)
+        return model

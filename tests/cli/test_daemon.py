@@ -1,0 +1,301 @@
+"""The daemon as a process: start, second start, signals, kill, restore, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from llambo import Bridge
+from llambo.cli import launching, running
+from llambo.core import paths
+from tests.cli.daemons import all_gone, ask, cluster, ctl, daemon_pid, no_daemon_left, processes
+from tests.cli.programs import run, start
+
+QUESTION = "What is distributed computing?"
+
+
+def sockets_and_files() -> list[str]:
+    return sorted(path.name for path in paths.runtime_dir().iterdir())
+
+
+def node_types() -> list[tuple[str, str, str]]:
+    return [(node["id"], node["type"], node["model"]) for node in ask("nodes")]
+
+
+def test_a_cluster_is_started_used_and_shut_down_with_nothing_left() -> None:
+    with cluster() as facts:
+        assert (facts["started"], facts["nodes"], facts["problems"]) == (True, 1, [])
+        again = ask("init")
+        assert (again["started"], again["pid"]) == (False, facts["pid"])
+        assert f"runs already (pid {facts['pid']})" in ctl("init")
+        assert ctl("spawn", "--count", "2", "--type", "tiny") == "2 nodes started: n2, n3\n"
+        assert [kind for _, kind, _ in node_types()] == ["medium", "tiny", "tiny"]
+        answer = ask("infer", "--max-tokens", "16", "--temperature", "0", QUESTION)
+        assert answer["tokens"] == 16
+        assert answer["node"] in {"n1", "n2", "n3"}
+        assert (answer["failovers"], answer["fusion"]) == (0, None)
+        status = ask("status")
+        assert (status["nodes"]["total"], status["requests"]["total"]) == (3, 1)
+        assert (status["pid"], status["home"]) == (facts["pid"], str(paths.home()))
+        everything = processes(facts["pid"])
+        assert ctl("shutdown") == "the cluster is stopped\n"
+        assert all_gone(everything, timeout_s=0.5)
+    assert sockets_and_files() == []
+    assert ctl("status", status=3) == ""
+
+
+def test_nodes_come_and_go_as_they_are_told() -> None:
+    with cluster():
+        assert ctl("scale", "3") == "3 nodes\n"
+        assert ctl("drain", "n2") == "node n2 is drained\n"
+        assert ctl("kill", "n3") == "node n3 is gone\n"
+        assert [node for node, _, _ in node_types()] == ["n1"]
+        before = ask("nodes")[0]
+        assert ctl("restart", "n1") == "1 node restarted: n1\n"
+        after = ask("nodes")[0]
+        assert (after["id"], after["epoch"]) == ("n1", before["epoch"] + 1)
+        assert after["pid"] != before["pid"]
+        assert ctl("health") == "ready\n"
+
+
+def test_what_cannot_be_is_one_line_and_a_status_and_changes_nothing() -> None:
+    cases = [
+        (("spawn", "--count", "0"), 2, "must be at least 1, not 0"),
+        (("spawn", "--count", "-1"), 2, "must be at least 1, not -1"),
+        (("spawn", "--count", "1000000000"), 1, "do not fit"),
+        (("spawn", "--type", "huge"), 2, "'huge'; there are tiny, medium, large"),
+        (("spawn", "--model", "/no/such.gguf"), 1, "no such file"),
+        (("scale", "0"), 2, "at least 1"),
+        (("balancer", "--strategy", "best"), 2, "'best'; there are round-robin"),
+        (("infer", "--model", "no/where:Q1", "hello"), 1, "no/where"),
+        (("kill", "n99"), 1, "'n99'"),
+        (("attach", "http://127.0.0.1:1"), 3, "127.0.0.1:1"),
+        (("checkpoint", "--save", "/proc/no/where.json"), 1, "cannot write the checkpoint /proc/no/where.json"),
+        (("checkpoint", "--restore", "/no/where.json"), 1, "there is no checkpoint at /no/where.json"),
+    ]
+    with cluster():
+        for arguments, status, complaint in cases:
+            done = run("llamboctl", *arguments, HF_HUB_OFFLINE="1")
+            assert (done.returncode, done.stdout) == (status, ""), arguments
+            assert complaint in done.stderr
+            assert done.stderr.count("\n") == 1
+        assert [node["state"] for node in ask("nodes")] == ["ready"]
+
+
+def test_a_killed_daemon_leaves_no_node_and_init_restores_what_there_was() -> None:
+    with cluster() as facts:
+        ctl("spawn", "--count", "2", "--type", "tiny")
+        ctl("balancer", "--strategy", "round-robin")
+        saved = ctl("checkpoint", "--save").strip()
+        assert saved == str(paths.home() / "cluster-state.json")
+        before = node_types()
+        everything = processes(facts["pid"])
+        everything[0].kill()
+        assert all_gone(everything)
+        assert (paths.runtime_dir() / "control.sock").exists(), "nobody was left to remove it"
+        assert ctl("status", status=3) == ""
+        again = ask("init")
+        assert (again["started"], again["nodes"], again["problems"]) == (True, 3, [])
+        assert node_types() == before
+        assert ask("status")["strategy"] == "round-robin"
+
+
+def test_a_change_is_in_the_checkpoint_without_being_told_to_save() -> None:
+    with cluster():
+        ctl("spawn", "--type", "tiny")
+        ctl("shutdown")
+        state = json.loads((paths.home() / "cluster-state.json").read_text())
+        assert [node["type"] for node in state["nodes"]] == ["medium", "tiny"]
+        assert ask("init")["nodes"] == 2
+
+
+def test_a_damaged_checkpoint_is_reported_kept_aside_and_does_not_stop_the_start() -> None:
+    state = paths.home() / "cluster-state.json"
+    state.parent.mkdir(mode=0o700)
+    state.write_text('{"version": 1, "nodes": "many"')
+    with no_daemon_left():
+        done = run("llamboctl", "init")
+        assert done.returncode == 0
+        assert f"llamboctl: the checkpoint {state} is damaged: " in done.stderr
+        assert "with 1 node\n" in done.stdout
+        assert state.with_name("cluster-state.json.damaged-1").read_text() == '{"version": 1, "nodes": "many"'
+        ctl("shutdown")
+
+
+def test_a_model_that_is_gone_since_the_checkpoint_is_told(tmp_path: Path, walk_model: Path) -> None:
+    moved = tmp_path / "w.gguf"
+    moved.write_bytes(walk_model.read_bytes())
+    with cluster():
+        ctl("spawn", "--model", moved)
+        ctl("shutdown")
+        moved.unlink()
+        again = ask("init")
+        assert (again["started"], again["nodes"]) == (True, 1)
+        assert "w.gguf" in "; ".join(again["problems"])
+
+
+def test_sigterm_lets_an_answer_finish(walk_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMBO_MODELS_DEFAULT", str(walk_model))
+    with cluster() as facts, Bridge.connect(facts["bridge"][0]) as client:
+        everything = processes(facts["pid"])
+        tokens = client.stream("hello", max_tokens=300, temperature=0)
+        texts = [next(tokens).text]
+        os.kill(facts["pid"], signal.SIGTERM)
+        texts += [token.text for token in tokens]
+        assert len(texts) == 301  # with the final one
+        assert all_gone(everything)
+    assert sockets_and_files() == []
+
+
+def test_of_two_daemons_started_at_once_exactly_one_wins() -> None:
+    with no_daemon_left():
+        with ThreadPoolExecutor(3) as pool:
+            results = list(pool.map(lambda _: run("llamboctl", "init", "--json"), range(3)))
+        assert [result.returncode for result in results] == [0, 0, 0]
+        documents = [json.loads(result.stdout) for result in results]
+        assert sorted(document["started"] for document in documents) == [False, False, True]
+        assert {document["pid"] for document in documents} == {daemon_pid()}
+        launching.end(daemon_pid(), 30, what="the cluster")
+
+
+def test_what_a_killed_daemon_left_is_no_obstacle() -> None:
+    directory = paths.make_private_dir(paths.home() / "run")
+    (paths.home() / "daemon.lock").write_text(f"{os.getpid()}\n")
+    claim = {"pid": os.getpid(), "born": 0.0, "socket": "x", "log": "x", "drain_timeout_s": 1, "control": "x"}
+    (directory / "daemon.json").write_text(json.dumps(claim))
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(directory / "control.sock"))
+    with cluster() as facts:
+        assert facts["started"] is True
+        assert ctl("health") == "ready\n"
+
+
+def test_two_homes_cannot_share_a_runtime_directory(tmp_path: Path) -> None:
+    with cluster():
+        done = run(
+            "llamboctl",
+            "init",
+            "--foreground",
+            LLAMBO_HOME=str(tmp_path / "other"),
+            LLAMBO_RUNTIME_DIR=str(paths.runtime_dir()),
+        )
+        assert (done.returncode, done.stdout.count("\n")) == (0, 4)
+        assert "runs already" in done.stdout
+        assert ctl("health") == "ready\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "status", "complaint"),
+    [
+        (("--launcher", "ray"), {}, 2, "command line: cluster.launcher = 'ray': nodes on other machines"),
+        (("--launcher", "ssh"), {}, 2, "command line: cluster.launcher = 'ssh': input should be 'local'"),
+        (("--config", "/no/such.yaml"), {}, 2, "/no/such.yaml: no such file"),
+        ((), {"LLAMBO_MODELS_DEFAULT": "/no/such.gguf"}, 1, "no such file"),
+        ((), {"LLAMBO_HOME": "/proc/home"}, 1, "/proc/home"),
+        ((), {"LLAMBO_BRIDGE_LISTEN": "tcp!127.0.0.1!0"}, 4, "llamboctl token create"),
+    ],
+)
+@pytest.mark.parametrize("where", [(), ("--foreground",)])
+def test_a_start_that_cannot_be_is_one_line_and_leaves_nothing(
+    where: tuple[str, ...], arguments: tuple[str, ...], environment: dict[str, str], status: int, complaint: str
+) -> None:
+    with no_daemon_left():
+        done = run("llamboctl", "init", *where, *arguments, **environment)
+        assert (done.returncode, done.stdout) == (status, "")
+        assert complaint in done.stderr
+        assert done.stderr.count("\n") == 1
+        pid = daemon_pid()
+        assert pid == 0 or not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    if paths.runtime_dir().exists():
+        assert sockets_and_files() == []
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, no_daemon_left():
+        reference = f"http://127.0.0.1:{server.getsockname()[1]}/x.gguf"
+        process = start(
+            "llamboctl", "init", stdin=subprocess.DEVNULL, env={**os.environ, "LLAMBO_MODELS_DEFAULT": reference}
+        )
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1)  # it asks for the model, and nobody answers
+            everything = processes(daemon_pid())
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=20)
+        assert (process.returncode, output, errors) == (130, b"", b"")
+        assert all_gone(everything)
+    assert sockets_and_files() == []
+
+
+def test_in_the_foreground_it_stays_until_it_is_interrupted() -> None:
+    process = start("llamboctl", "init", "--foreground", stdin=subprocess.DEVNULL)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr, no_daemon_left():
+        assert process.stdout.readline() == b"the cluster runs here until Ctrl-C\n"
+        assert process.stdout.readline().startswith(b"control socket ")
+        assert ctl("health") == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert process.stderr.read() == b""
+    assert sockets_and_files() == []
+
+
+def test_a_daemon_that_is_stopped_in_its_tracks_is_told_from_one_that_is_gone() -> None:
+    with cluster() as facts:
+        os.kill(facts["pid"], signal.SIGSTOP)
+        try:
+            done = run("llamboctl", "status")
+        finally:
+            os.kill(facts["pid"], signal.SIGCONT)
+        assert done.returncode == 5
+        assert "gave no answer within 10 s" in done.stderr
+        assert ask("status")["pid"] == facts["pid"]
+
+
+def test_limbot_asks_the_running_cluster_which_loads_what_it_is_asked_for(walk_model: Path) -> None:
+    with cluster() as facts:
+        greedy = ("--json", "--temperature", "0", "--max-tokens", "8")
+        first = json.loads(run("limbot", *greedy, QUESTION).stdout)
+        other = json.loads(run("limbot", *greedy, "-m", os.path.relpath(walk_model), "hello").stdout)
+        assert (first["model"], other["model"]) == ("built-in", "walk")
+        status = ask("status")
+        assert [model["name"] for model in status["models"]] == ["built-in", "walk"]
+        assert status["requests"]["total"] == 2
+        files = psutil.Process(facts["pid"]).rlimit(psutil.RLIMIT_NOFILE)
+        assert files == (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2
+
+
+def test_its_log_is_followed_and_never_holds_prompts() -> None:
+    with cluster() as facts:
+        follower = start("llamboctl", "logs", "-f", stdin=subprocess.DEVNULL)
+        node_follower = start("llamboctl", "logs", "-f", "n1", stdin=subprocess.DEVNULL)
+        ask("infer", "--max-tokens", "4", "my secret prompt")
+        ctl("shutdown")
+        log, errors = follower.communicate(timeout=20)
+        assert (follower.returncode, errors) == (0, b"")
+        assert b"node_ready" in log
+        assert node_follower.communicate(timeout=20)[1] == b""
+        assert node_follower.returncode == 0
+        assert log.decode() == Path(facts["log"]).read_text()
+        assert b"secret" not in log
+        assert ctl("logs", "-n", "1") == log.decode().splitlines(keepends=True)[-1]
+
+
+def test_it_is_known_to_others_only_while_it_lives() -> None:
+    assert running.find(running.DAEMON) is None
+    with cluster() as facts:
+        found = running.find(running.DAEMON)
+        assert found is not None
+        assert (found.pid, found.control) == (facts["pid"], facts["control"])
+        assert Path(found.control).stat().st_mode & 0o777 == 0o600
+    assert running.find(running.DAEMON) is None
