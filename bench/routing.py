@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -32,12 +33,13 @@ NODES = 10_000
 DECISIONS = 20_000
 CHATS = 2_000
 MODEL = "m"
-WORDS = (
+WORDS = re.findall(
+    r"\w+",
     "the of and to in is that for it was on are as with his they at be this from have or by one had not but what all"
     " were when we there can an your which their said if do will each about how up out them then she many some so these"
     " would other into has more her two like him see time could no make than first been its who now people my made over"
-    " did down only way find use may water long little very after words called just where most know"
-).split()
+    " did down only way find use may water long little very after words called just where most know",
+)
 
 
 def cluster(strategy: str, nodes: int = NODES) -> Orchestrator:

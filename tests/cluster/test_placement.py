@@ -20,7 +20,7 @@ from llambo.cluster.events import (
 from llambo.cluster.state import EMBED
 from llambo.cluster.world import Policy
 from llambo.core.types import LoadOptions
-from tests.simulation.driver import M, Driver, check
+from tests.simulation.driver import Driver, M, check
 
 AFFINE = Policy(strategy="prefix-affinity")
 
@@ -169,8 +169,9 @@ def test_nodes_that_will_not_come_give_no_room_in_the_queue() -> None:
     check(driver, driver.world.flights.keys() | running)
 
 
-def test_sessions_share_a_freed_slot_in_turns() -> None:
-    driver = Driver()
+@pytest.mark.parametrize("policy", [Policy(strategy="least-loaded"), AFFINE])
+def test_sessions_share_a_freed_slot_in_turns(policy: Policy) -> None:
+    driver = Driver(policy)
     driver.serve()
     running = driver.ask()
     greedy = [driver.ask(session="greedy") for _ in range(5)]
@@ -221,7 +222,7 @@ def test_embeddings_get_a_node_of_their_own_kind() -> None:
     driver.serve()
     request = driver.ask(kind=EMBED)
     assert driver.started() == [("n2", 1)]
-    assert (driver.node("n2").type, driver.node("n2").kinds) == ("embedding", {EMBED})
+    assert (driver.node("n2").type, driver.node("n2").kinds) == ("embedding", frozenset({EMBED}))
     driver.start("n2")
     assert (driver.where(request), driver.where(driver.ask())) == ("n2", "n1")
 

@@ -13,7 +13,9 @@ texts = st.text(alphabet="ab\ud800é", max_size=900)
 @given(texts, texts, texts)
 def test_two_texts_share_exactly_the_hashes_of_their_common_beginning(start: str, one: str, other: str) -> None:
     left, right = start + one, start + other
-    common = next((at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    common = next(
+        (at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
+    )
     shared = sum(a == b for a, b in zip(chain(left), chain(right), strict=False))
     assert shared == sum(cut <= common for cut in CUTS)
     assert chain(left)[:shared] == chain(right)[:shared]

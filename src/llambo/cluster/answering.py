@@ -52,6 +52,7 @@ class Answering:
         self._node: Place | None = None
         self._first = 0.0
         self._end: StreamEnd | None = None
+        self._tokens_per_s = 0.0  # of the last node, as it says itself
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Token events, then one `Done`. Raises: see `Door.generate`."""
@@ -81,6 +82,7 @@ class Answering:
                 async for event in events:
                     if isinstance(event, StreamEnd):
                         self._end = self._answer.end(event)
+                        self._tokens_per_s = event.tokens / event.decode_s if event.decode_s else 0.0
                         return
                     for piece in self._answer.take(event):
                         yield piece
@@ -129,7 +131,7 @@ class Answering:
             RequestFinished(
                 ticket.route.id,
                 tokens=end.tokens,
-                decode_s=ended - first,
+                decode_s=end.tokens / self._tokens_per_s if self._tokens_per_s else 0.0,
                 prompt_tokens=end.prompt_tokens,
                 cached_tokens=end.cached_tokens,
                 chain=prefix.chain(text + tail),

@@ -23,7 +23,8 @@ DRAWS = 8
 UNEVEN = 0.5
 """A warm node that is fuller than the alternative by more than this share of its slots is passed over."""
 SPEED_BOUNDS = (0.05, 20.0)
-STRATEGIES = ("round-robin", "least-loaded", "random", "cognitive-affinity", "prefix-affinity")
+PREFIX_AFFINITY = "prefix-affinity"
+STRATEGIES = ("round-robin", "least-loaded", "random", "cognitive-affinity", PREFIX_AFFINITY)
 """The names of the strategies."""
 CHARS_PER_TOKEN = 3
 """For guessing, on the safe side, what context a text needs before anybody has counted its tokens."""

@@ -119,7 +119,8 @@ class RequestArrived:
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """A request ended well. `chain` covers its prompt and its answer; `decode_s` is the time its tokens took."""
+    """A request ended well. `chain` covers its prompt and its answer; `decode_s` is the time its tokens took
+    the node (0: not told)."""
 
     id: int
     tokens: int = 0

@@ -51,12 +51,13 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnd:
-    """The last event of a node's answer."""
+    """The last event of a node's answer; `decode_s` is the time that the node took for its tokens, 0 where untold."""
 
     finish_reason: Literal["stop", "length"]
     tokens: int
     prompt_tokens: int
     cached_tokens: int
+    decode_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(slots=True)

@@ -314,7 +314,7 @@ class Lifecycle:
             peer.answer
             for pool in self._world.models[node.model].pools
             for peer in pool.nodes.values()
-            if peer is not node and peer.answer is not None and serves(peer) and peer.wrong_answers == 0
+            if peer is not node and peer.answer is not None and serves(peer)
         )
         peers = list(islice(answers, MAX_PEERS))
         most, votes = Counter(peers).most_common(1)[0] if peers else (answer, 0)

@@ -2,8 +2,9 @@
 
 1. A request for a model goes to a free node that may serve it, as the balancer chooses.
 2. With none free it waits: in its session's lane, while the queue has room, until its deadline.
-3. A freed slot goes to the lanes in turn; a request whose conversation is warm on the freed node may overtake others
-   for as long as nobody has waited for `PATIENCE_S`.
+3. A freed slot goes to the lanes in turn; with prefix-affinity a request whose conversation is warm on the freed node,
+   and whose session waits for nothing else, may overtake others for as long as whose turn it is has not waited for
+   `PATIENCE_S`.
 4. A node that fails a request is barred for it; the request goes to another, at most `max_retries` times.
 5. A request that no node can serve any more is refused at once, with the last reason.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
+from llambo.cluster.balancer import PREFIX_AFFINITY
 from llambo.cluster.events import (
     PlaceRequest,
     RefuseRequest,
@@ -135,7 +137,7 @@ class Placement:
     def serve_queue(self, model: Model, freed: Node | None = None) -> None:
         """Rule 3: places whoever waits and can go."""
         if freed is not None and len(model.queue) and self._is_patient(model):
-            warm = model.queue.pop_first(lambda flight: self._prefers(flight, freed))
+            warm = model.queue.pop_first(lambda flight: model.queue.is_alone(flight) and self._prefers(flight, freed))
             if warm is not None and not self._place(model, warm):
                 model.queue.push(warm, front=True)
         full: set[Hashable] = set()  # demands for which no node is free
@@ -225,6 +227,9 @@ class Placement:
         return bool(model.pools) or wanted != (EMBEDDING_TYPE if flight.route.kind == EMBED else model.type)
 
     def _is_patient(self, model: Model) -> bool:
+        """Whether those in front may be overtaken."""
+        if self._world.balancer.strategy != PREFIX_AFFINITY:
+            return False
         first = model.queue.first()
         return first is not None and self._world.now - first.arrived < PATIENCE_S
 

@@ -321,6 +321,11 @@ class Runtime:
         except LlamboError as error:
             self.post(NodeStartFailed(node_id, epoch, error.code, error.message))
             return
+        except Exception as error:  # a fault of ours must not leave somebody waiting for this node for ever
+            self.post(NodeStartFailed(node_id, epoch, LlamboError.code, f"cannot start a node: {error!r}"))
+            raise
+        if before := self._live.get(node_id):  # its process is still being ended
+            self._spawn_task(before.upstream.close())
         self._live[node_id] = Place(node_id, epoch, handle, open_upstream(handle, stall_s=self._limits.stall_s))
         self.post(NodeStarted(node_id, epoch, handle.slots, handle.ctx, _kinds(handle)))
 

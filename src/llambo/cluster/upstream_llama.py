@@ -42,6 +42,7 @@ class _Probability(msgspec.Struct):
 
 class _Timings(msgspec.Struct):
     cache_n: int = 0
+    predicted_ms: float = 0.0
 
 
 class _Progress(msgspec.Struct):
@@ -281,9 +282,9 @@ def _completion_body(attempt: Attempt) -> dict[str, Any]:
 
 
 def _stream_end(chunk: _Chunk) -> StreamEnd:
-    cached = chunk.timings.cache_n if chunk.timings else 0
+    timings = chunk.timings or _Timings()
     reason: Literal["stop", "length"] = "length" if chunk.stop_type == "limit" else "stop"
-    return StreamEnd(reason, chunk.tokens_predicted, chunk.tokens_evaluated, cached)
+    return StreamEnd(reason, chunk.tokens_predicted, chunk.tokens_evaluated, timings.cache_n, timings.predicted_ms / 1e3)
 
 
 def _too_long(what: str, tokens: int, ctx: int) -> PromptTooLong:

@@ -70,6 +70,10 @@ class FairQueue(Generic[W]):
         head = next(self._in_turn(), None)
         return head.items[0] if head else None
 
+    def is_alone(self, item: W) -> bool:
+        """Whether nothing else waits in the lane of one that waits."""
+        return len(self._demands[item.demand][item.session].items) == 1
+
     def push(self, item: W, *, front: bool = False) -> None:
         """Adds `item` to its session's lane; `front` for one that has waited its turn before."""
         lanes = self._demands.setdefault(item.demand, OrderedDict())

@@ -18,6 +18,8 @@ from llambo.cluster.state import SERVING, TRANSITIONS, Change, Flight, Model, No
 
 MAX_LATE_S = 5.0
 """A timer this much too late means that we slept, not the others: the clock goes on from there as if we had not."""
+ROUNDING_S = 1e-6
+"""Between a timer and `wake_at` on the caller's clock lies a subtraction that rounds: so much too early is due too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,9 @@ class World:
 
     def due(self) -> tuple[Timer, str | int, int] | None:
         """The next timer whose time has come."""
-        if self._timers and self._timers[0][0] <= self.now:
-            _, _, timer, key, epoch = heapq.heappop(self._timers)
+        if self._timers and self._timers[0][0] <= self.now + ROUNDING_S:
+            time, _, timer, key, epoch = heapq.heappop(self._timers)
+            self.now = max(self.now, time)
             return timer, key, epoch
         return None
 

@@ -42,7 +42,10 @@ class Chat:
         if count > len(self.hashes):
             shared = self.system_tokens * CHARS_PER_TOKEN
             self.hashes += tuple(
-                [hash_of(-1 - self.system if CUTS[at] <= shared else self.id, at) for at in range(len(self.hashes), count)]
+                [
+                    hash_of(-1 - self.system if CUTS[at] <= shared else self.id, at)
+                    for at in range(len(self.hashes), count)
+                ]
             )
         return self.hashes if count == len(self.hashes) else self.hashes[:count]
 
