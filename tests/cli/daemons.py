@@ -36,6 +36,14 @@ def daemon_pid() -> int:
         return 0
 
 
+def runs(pid: int) -> bool:
+    """Whether the process runs; one that has ended, and whose parent has not taken note of that yet, does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def processes(pid: int) -> list[psutil.Process]:
     """A daemon and everything below it."""
     process = psutil.Process(pid)
@@ -59,7 +67,7 @@ def no_daemon_left() -> Iterator[None]:
     finally:
         pid = daemon_pid()
         with contextlib.suppress(psutil.NoSuchProcess):
-            if pid and any("llambo" in word for word in psutil.Process(pid).cmdline()):
+            if pid and runs(pid) and any("llambo" in word for word in psutil.Process(pid).cmdline()):
                 left = processes(pid)
                 left[0].kill()
                 assert all_gone(left)
@@ -71,5 +79,5 @@ def cluster(*arguments: str | Path) -> Iterator[dict[str, Any]]:
     with no_daemon_left():
         facts: dict[str, Any] = ask("init", *arguments)
         yield facts
-        if psutil.pid_exists(facts["pid"]) and run("llamboctl", "status").returncode == 0:
+        if runs(facts["pid"]) and run("llamboctl", "status").returncode == 0:
             ctl("shutdown")

@@ -17,6 +17,7 @@ import pytest
 
 from llambo import Bridge
 from llambo.core.errors import LlamboError
+from tests.cli.daemons import runs
 from tests.cli.programs import run, start
 
 
@@ -225,7 +226,7 @@ def test_start_status_test_and_stop_of_llamboctl(tmp_path: Path) -> None:
     finally:
         stopped = run("llamboctl", "bridge", "stop")
     assert stopped.returncode == 0
-    assert not psutil.pid_exists(started["pid"])
+    assert not runs(started["pid"])
     assert not list((tmp_path / "home" / "run").glob("*"))
 
 

@@ -17,7 +17,7 @@ import pytest
 from llambo import Bridge
 from llambo.cli import launching, running
 from llambo.core import paths
-from tests.cli.daemons import all_gone, ask, cluster, ctl, daemon_pid, no_daemon_left, processes
+from tests.cli.daemons import all_gone, ask, cluster, ctl, daemon_pid, no_daemon_left, processes, runs
 from tests.cli.programs import run, start
 
 QUESTION = "What is distributed computing?"
@@ -213,8 +213,7 @@ def test_a_start_that_cannot_be_is_one_line_and_leaves_nothing(
         assert (done.returncode, done.stdout) == (status, "")
         assert complaint in done.stderr
         assert done.stderr.count("\n") == 1
-        pid = daemon_pid()
-        assert pid == 0 or not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        assert not (pid := daemon_pid()) or not runs(pid)
     if paths.runtime_dir().exists():
         assert sockets_and_files() == []
 
@@ -299,3 +298,35 @@ def test_it_is_known_to_others_only_while_it_lives() -> None:
         assert (found.pid, found.control) == (facts["pid"], facts["control"])
         assert Path(found.control).stat().st_mode & 0o777 == 0o600
     assert running.find(running.DAEMON) is None
+
+
+def test_without_on_demand_only_what_is_loaded_answers(walk_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMBO_MODELS_ON_DEMAND", "false")
+    with cluster():
+        done = run("llamboctl", "infer", "--model", walk_model, "hello")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "built-in" in done.stderr, "the error names what is loaded"
+        assert ask("infer", "--max-tokens", "4", "--model", "built-in", "hello")["tokens"] == 4
+        assert [model["name"] for model in ask("status")["models"]] == ["built-in"]
+
+
+def test_quit_on_its_bridge_stops_it() -> None:
+    with cluster() as facts:
+        everything = processes(facts["pid"])
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(facts["bridge"][0].removeprefix("unix!"))
+            client.sendall(b"QUIT\n")
+            assert b"Goodbye" in client.recv(1000)
+        assert all_gone(everything)
+    assert sockets_and_files() == []
+
+
+def test_the_stream_of_infer_is_a_line_per_token_and_then_the_document() -> None:
+    with cluster():
+        done = run("llamboctl", "infer", "--json", "--stream", "--max-tokens", "6", "-", stdin=QUESTION)
+        *tokens, document = map(json.loads, done.stdout.splitlines())
+        assert {token["type"] for token in tokens} == {"token"}
+        assert "".join(token["token"] for token in tokens) == document["text"]
+        plain = run("llamboctl", "infer", "--max-tokens", "6", "--temperature", "0", "--raw-prompt", QUESTION)
+        assert (plain.returncode, plain.stderr) == (0, "")
+        assert plain.stdout.endswith("\n")

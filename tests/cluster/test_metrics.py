@@ -8,11 +8,16 @@ import time
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from llambo.cluster.control import ClusterEvent
 from llambo.cluster.metrics import Metrics, MetricsSnapshot, text_as_json
 
 SNAPSHOT = MetricsSnapshot(
     nodes={("ready", "tiny"): 3, ("busy", "medium"): 1}, slots_busy=2, slots_free=5, queue_depth=4, models={"ready": 2}
 )
+
+
+def tell(metrics: Metrics, kind: str, **fields: object) -> None:
+    metrics.happened(ClusterEvent(0.0, kind, fields))
 
 
 def values(metrics: Metrics) -> dict[str, float]:
@@ -32,11 +37,12 @@ def test_what_happened_is_counted_and_what_there_is_is_read() -> None:
     metrics.request_ended("http", "done", 1.0, ttft_s=0.2, tokens=1, prompt_tokens=10, cached_tokens=0)
     metrics.queued(0.3)
     metrics.routed(0.00002)
-    metrics.failover()
-    metrics.retry()
-    metrics.retry()
-    metrics.node_restarted()
-    metrics.scaled("up")
+    tell(metrics, "failover", node="n1")
+    tell(metrics, "retry", node="n1")
+    tell(metrics, "retry", node="n1")
+    tell(metrics, "node_starting", node="n1")
+    tell(metrics, "node_starting", node="n1", epoch=2)
+    tell(metrics, "scaled", nodes=1, target=2)
     seen = values(metrics)
     expected = {
         "llambo_nodes{state=ready,type=tiny}": 3,
@@ -87,13 +93,13 @@ def test_gauges_are_those_of_the_moment() -> None:
 
 def test_two_clusters_in_one_process_keep_apart() -> None:
     first, second = Metrics(MetricsSnapshot), Metrics(MetricsSnapshot)
-    first.failover()
+    tell(first, "failover")
     assert (values(first)["llambo_failovers_total"], values(second)["llambo_failovers_total"]) == (1, 0)
 
 
 def test_json_has_the_same_values() -> None:
     metrics = Metrics(lambda: SNAPSHOT)
-    metrics.failover()
+    tell(metrics, "failover")
     document = metrics.as_json()
     assert text_as_json(metrics.render()) == document
     assert document["llambo_failovers"]["samples"] == [{"name": "llambo_failovers_total", "labels": {}, "value": 1.0}]
@@ -125,6 +131,7 @@ def test_a_finished_request_costs_at_most_20_microseconds() -> None:
 def test_the_library_waits_until_it_is_needed() -> None:
     program = """
 import sys
+from llambo.cluster.control import ClusterEvent
 from llambo.cluster.metrics import Metrics, MetricsSnapshot
 metrics = Metrics(MetricsSnapshot)
 metrics.request_ended("bridge", "done", 1.0, ttft_s=0.1, tokens=50)

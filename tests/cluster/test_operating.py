@@ -350,7 +350,7 @@ async def test_an_attached_server_that_comes_back_serves_again(cluster: Cluster,
 
 
 async def test_nothing_is_attached_where_nothing_listens(cluster: Cluster) -> None:
-    with pytest.raises(LlamboError, match="127.0.0.1:9"):
+    with pytest.raises(LlamboError, match=r"127\.0\.0\.1:9"):
         await cluster.attach("http://127.0.0.1:9")
     assert cluster.cluster_status().nodes.total == 0
 

@@ -95,7 +95,7 @@ def wait_for_end(pid: int, timeout_s: float, *, what: str) -> None:
     """
     late = TimedOut(f"{what} (pid {pid}) did not end within {timeout_s:g} s")
     if hasattr(os, "pidfd_open"):
-        # Readable when the process ends, and not only when its parent, which need not be in a hurry, has taken note.
+        # Readable when the process ends; its parent, which may be long in taking note of that, is not waited for.
         try:
             descriptor = os.pidfd_open(pid)
         except ProcessLookupError:

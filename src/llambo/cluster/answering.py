@@ -15,8 +15,9 @@ from contextlib import aclosing
 from llambo.cluster import prefix
 from llambo.cluster.events import RequestFinished
 from llambo.cluster.failover import Answer, Attempt, StreamEnd
-from llambo.cluster.runtime import Place, Runtime, Ticket
+from llambo.cluster.runtime import Runtime
 from llambo.cluster.state import EMBED, Route
+from llambo.cluster.tickets import Place, Ticket
 from llambo.core.errors import EngineFailed, LlamboError, NodeLost, PromptTooLong
 from llambo.core.types import MAX_SEED, Done, Event, GenerateRequest, TokenEvent
 

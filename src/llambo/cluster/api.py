@@ -9,52 +9,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from llambo.cluster import answering, survey
 from llambo.cluster.autoscaler import ScalePolicy
-from llambo.cluster.catalogue import CUSTOM, Catalogue, Entry
+from llambo.cluster.catalogue import Catalogue, Entry
 from llambo.cluster.checkpoint import to_dict
 from llambo.cluster.control import BalancerStats, ClusterEvent, ClusterStatus, NodeInfo, SpawnProgress
 from llambo.cluster.door import DoorStatus
-from llambo.cluster.events import ModelPinned, NodeWanted, RestartWanted, StrategyChosen
+from llambo.cluster.events import ModelPinned, StrategyChosen
 from llambo.cluster.eviction import Eviction
 from llambo.cluster.keeping import Keeper
 from llambo.cluster.launch.attach import AttachLauncher
 from llambo.cluster.launch.base import Launcher, NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
-from llambo.cluster.lifecycle import ATTACHED, LOCAL
+from llambo.cluster.loading import Loads
 from llambo.cluster.metrics import Metrics
 from llambo.cluster.operating import Attached, Operating
 from llambo.cluster.runtime import Limits, Runtime
-from llambo.cluster.state import EMBEDDING_TYPE, Model, Node
-from llambo.cluster.world import Policy, World, is_coming, serves
+from llambo.cluster.state import ATTACHED, LOCAL, Model, Node
+from llambo.cluster.world import Policy, World
 from llambo.core import config, paths
-from llambo.core.errors import LlamboError, NameInUse, NoModel, NotFound
+from llambo.core.errors import LlamboError, NoModel, NotFound
 from llambo.core.types import Counters, Done, Event, GenerateRequest, LoadOptions, ModelInfo
 from llambo.engine.download import Progress
 
 log = logging.getLogger("llambo.cluster")
-
-
-@dataclass(slots=True)
-class _Loading:
-    """A load in progress: what is wanted, the work, and how many wait for it."""
-
-    wanted: tuple[str, LoadOptions]
-    task: asyncio.Task[ModelInfo]
-    waiters: int = 0
-    is_given_up: bool = False
-
-    def give_up(self) -> None:
-        """Ends the work, if it has not ended by itself."""
-        self.is_given_up = True
-        self.task.cancel()
 
 
 class Cluster:
@@ -95,10 +79,9 @@ class Cluster:
         )
         self._on_demand = on_demand
         self._keeper = Keeper(self._runtime, self._catalogue, self._operating, state_path)
-        self._loading: dict[str, _Loading] = {}
+        self._loads = Loads(self._runtime, self._catalogue, self._operating)
         self._meter = survey.Meter()
         self._started = time.monotonic()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,10 +94,7 @@ class Cluster:
     async def close(self) -> None:
         """Ends every node and leaves nothing behind but the checkpoint; requests in flight end with `NodeLost`."""
         await self._keeper.close()  # the nodes that end now are still wanted after a restart
-        loads = [loading.task for loading in self._loading.values()]
-        for task in loads:
-            task.cancel()
-        await asyncio.gather(*loads, *self._tasks, return_exceptions=True)
+        await self._loads.close()
         await self._runtime.close()
 
     # --- the door -------------------------------------------------------------------------------------------------
@@ -124,41 +104,17 @@ class Cluster:
 
         A load for which nobody waits any more is given up.
         """
-        options = options or LoadOptions()
         name = self._catalogue.name_for(ref, name)
-        loading = self._loading.get(name)
-        while loading is not None and loading.is_given_up:
-            await asyncio.wait([loading.task])
-            self._load_ended(name, loading)
-            loading = self._loading.get(name)
-        if loading is None:
-            task = asyncio.create_task(self._load(ref, name, options), name=f"load {name}")
-            loading = mine = self._loading[name] = _Loading((ref, options), task)
-            task.add_done_callback(lambda _: self._load_ended(name, mine))
-        elif loading.wanted != (ref, options):
-            raise NameInUse(f"another model is being loaded as {name!r}; choose a name with as=NAME")
-        loading.waiters += 1
-        try:
-            return await asyncio.shield(loading.task)
-        except asyncio.CancelledError:
-            if loading.task.cancelled():
-                raise NoModel(f"model {name} was freed before it was loaded") from None
-            raise
-        finally:
-            loading.waiters -= 1
-            if not loading.waiters:
-                loading.give_up()
+        await self._loads.load(ref, name, options or LoadOptions())
+        return self._info(self._pick(name))
 
     async def free(self, name: str = "") -> None:
         """See `Door.free`; a model that is still being loaded is given up."""
-        if loading := self._loading.get(name):
-            loading.give_up()
-            await asyncio.wait([loading.task])
+        if name in self._loads.in_progress:
+            await self._loads.give_up(name)
             if name not in self._catalogue.entries:
                 return
-        name = self._pick(name).name
-        await self._finish(self._operating.remove(name))  # to its end, even if nobody waits for it
-        log.info("freed model %s", name)
+        await self._loads.remove(self._pick(name).name)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See `Door.generate`."""
@@ -296,41 +252,6 @@ class Cluster:
     def _world(self) -> World:
         return self._runtime.orchestrator.world
 
-    async def _load(self, ref: str, name: str, options: LoadOptions) -> ModelInfo:
-        catalogue = self._catalogue
-        file = await catalogue.find(ref)
-        entry = catalogue.entry(name, ref, file, options, CUSTOM)
-        present = catalogue.entries.get(name)
-        if present is not None and present.options != entry.options:
-            raise NameInUse(f"{name!r} is {present.path} already; FREE {name} first, or load it as=NAME")
-        if present is None:
-            await self._operating.check_room(entry, entry.options)
-            self._operating.add(entry)
-        try:
-            await self._until_served(entry)
-        except BaseException:
-            if present is None:
-                await self._finish(self._operating.remove(name))
-            raise
-        log.info("loaded model %s from %s", name, entry.path)
-        return self._info(entry)
-
-    async def _until_served(self, entry: Entry) -> None:
-        """Returns once a node serves the model; starts one where none is coming."""
-        nodes = [node for node in self._model(entry.name).nodes() if node.type != EMBEDDING_TYPE]
-        if any(serves(node) for node in nodes):
-            return
-        for node in nodes:
-            if node.is_given_up:
-                ready = self._runtime.until_ready(node.id)
-                self._runtime.post(RestartWanted(node.id))
-                await ready
-                return
-            if is_coming(node):
-                await self._runtime.until_ready(node.id)
-                return
-        await self._operating.start(NodeWanted(entry.name, entry.node_type, entry.options))
-
     async def _wanted(self, name: str) -> Entry:
         """The model that a request means; one of this machine that is not known yet is made known.
 
@@ -365,7 +286,9 @@ class Cluster:
         return next(iter(self._catalogue.entries), "")
 
     def _models(self) -> tuple[ModelInfo, ...]:
-        return tuple(self._info(entry) for entry in self._catalogue.entries.values() if entry.name not in self._loading)
+        return tuple(
+            self._info(entry) for entry in self._catalogue.entries.values() if entry.name not in self._loads.in_progress
+        )
 
     def _info(self, entry: Entry) -> ModelInfo:
         model = self._world.models.get(entry.name)
@@ -399,20 +322,6 @@ class Cluster:
 
     def _room_limits(self) -> int:
         return self._settings.models.max_loaded
-
-    def _load_ended(self, name: str, loading: _Loading) -> None:
-        if self._loading.get(name) is loading:
-            del self._loading[name]
-        # Asked for here too: all who waited may have gone away meanwhile.
-        if not loading.task.cancelled() and (error := loading.task.exception()) is not None:
-            log.warning("model %s was not loaded: %s", name, error)
-
-    async def _finish(self, work: Coroutine[None, None, None]) -> None:
-        """Awaits `work`, which goes on to its end when the caller is cancelled."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
 
 
 def _policy(settings: config.Settings) -> Policy:

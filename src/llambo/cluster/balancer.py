@@ -126,18 +126,17 @@ class Balancer:
 
     def _prefix_affinity(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
         """The node with most of the prompt in its cache, unless another one is much less loaded."""
-        calm = self._least_loaded(pools, flight)
-        if calm is None:
-            return None
         for name, depth in self._index.candidates(flight.route.session, flight.route.chain):
             node = _find(pools, name)
             if node is None or node.free_index < 0 or not _may_serve(node, flight):
                 continue
-            if node.busy / node.slots - calm.busy / calm.slots > UNEVEN:
-                break
+            if node.busy > UNEVEN * node.slots:  # else no other one can be less loaded by that much
+                calm = self._least_loaded(pools, flight)
+                if calm is not None and node.busy / node.slots - calm.busy / calm.slots > UNEVEN:
+                    return calm
             flight.matched = depth
             return node
-        return calm
+        return self._least_loaded(pools, flight)
 
     def _cost(self, node: Node) -> float:
         mean = self._rates.mean

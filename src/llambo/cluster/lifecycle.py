@@ -1,22 +1,15 @@
-"""Nodes from wanted to forgotten: started, checked, suspected, restarted, drained, ended.
+"""Nodes from wanted to forgotten: started, restarted, drained, ended. Whether they are well is `health`'s.
 
 1. A node that dies is started again under its id, with the next epoch: at once the first time, then after ever longer
    waits; a node of ours that dies more than `max_crashes` times within the window is given up. A server that somebody
    else runs is never given up.
 2. A node that never served and cannot start is forgotten, and whoever wanted it is told why.
-3. Serving nodes are checked in turns. One missed check makes a node suspect, several in a row end its process; a lost
-   connection is as good as a missed check.
-4. Now and then the check is an answer to a fixed prompt. A node that twice answers other than the majority of its
-   peers is taken out: ours is started again, another's waits until it agrees.
-5. A node that drains gets nothing new; idle, it hands its warm conversations on and ends.
+3. A node that drains gets nothing new; idle, it hands its warm conversations on and ends.
 
 Pure; a hand of `orchestrator`.
 """
 
 from __future__ import annotations
-
-from collections import Counter
-from itertools import islice
 
 from llambo.cluster.events import (
     ConversationsMoved,
@@ -26,30 +19,19 @@ from llambo.cluster.events import (
     NodeStarted,
     NodeStartFailed,
     NodeWanted,
-    ProbeAnswered,
-    ProbeFailed,
-    ProbeNode,
     SaveCheckpoint,
     StartNode,
     StopNode,
     TellNodeGone,
     TellNodeReady,
 )
+from llambo.cluster.health import Health
 from llambo.cluster.placement import Placement
-from llambo.cluster.state import EMBED, EMBEDDING_TYPE, GENERATE, Change, Model, Node, NodeState
+from llambo.cluster.state import ATTACHED, EMBED, EMBEDDING_TYPE, GENERATE, LOCAL, Change, Model, Node, NodeState
 from llambo.cluster.world import Timer, World, serves
 
-LOCAL, ATTACHED = "local", "attach"
 BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-AGAIN_S = 1.0
-"""Between a missed check, or a wrong answer, and the next look at the node."""
-WRONG_ANSWERS = 2
-"""So many in a row, since rounding may make one differ."""
-MIN_PEERS = 2
-"""So many others must agree on another answer before a node is called wrong."""
-MAX_PEERS = 64
-"""More are not asked: the majority of so many is that of all."""
 
 
 class Lifecycle:
@@ -58,6 +40,7 @@ class Lifecycle:
     def __init__(self, world: World) -> None:
         self._world = world
         self.placement = Placement(world, self._idle)
+        self.health = Health(world, self._condemn, self._well_again)
 
     # --- models ---------------------------------------------------------------------------------------------------
 
@@ -129,7 +112,7 @@ class Lifecycle:
     def started(self, event: NodeStarted) -> None:
         """The node serves."""
         world = self._world
-        node = self._current(event.node, event.epoch)
+        node = self._world.current(event.node, event.epoch)
         if node is None or node.state is NodeState.DEAD:
             world.say(StopNode(event.node, event.epoch, "it is wanted no more"))
         if node is None or node.state is not NodeState.STARTING:
@@ -141,14 +124,14 @@ class Lifecycle:
         world.change(node, Change.STARTED)
         world.publish("node_ready", node=node.id, epoch=node.epoch, model=node.model)
         world.say(TellNodeReady(node.id))
-        self._probe_later(node, spread=True)
+        self.health.probe_later(node, spread=True)
         self.placement.serve_queue(world.models[node.model])
         self.reconsider(world.models[node.model])
 
     def start_failed(self, event: NodeStartFailed) -> None:
         """Rules 1 and 2."""
         world = self._world
-        node = self._current(event.node, event.epoch)
+        node = self._world.current(event.node, event.epoch)
         if node is None or node.state is not NodeState.STARTING:
             return
         world.publish("node_failed", node=node.id, epoch=node.epoch, reason=event.message)
@@ -163,7 +146,7 @@ class Lifecycle:
     def ended(self, node_id: str, epoch: int, reason: str) -> None:
         """Rule 1: the process is gone."""
         world = self._world
-        node = self._current(node_id, epoch)
+        node = self._world.current(node_id, epoch)
         if node is None or node.state is NodeState.DEAD:
             return
         was_draining = node.state is NodeState.DRAINING
@@ -178,7 +161,7 @@ class Lifecycle:
 
     def stopped(self, node_id: str, epoch: int) -> None:
         """A process that was to end has: a node that was leaving is forgotten."""
-        node = self._current(node_id, epoch)
+        node = self._world.current(node_id, epoch)
         if node is not None and node.is_leaving:
             self._forget(node, "", node.reason)
 
@@ -209,7 +192,7 @@ class Lifecycle:
 
     def restart_due(self, node_id: str, epoch: int) -> None:
         """The wait before a restart is over."""
-        node = self._current(node_id, epoch)
+        node = self._world.current(node_id, epoch)
         if node is not None and node.state is NodeState.DEAD and not node.is_given_up and not node.is_leaving:
             self._begin_again(node)
 
@@ -246,101 +229,14 @@ class Lifecycle:
         self._world.say(StopNode(node.id, node.epoch, reason))
         self.ended(node.id, node.epoch, reason)
 
-    # --- health ---------------------------------------------------------------------------------------------------
-
-    def probe_due(self, node_id: str, epoch: int) -> None:
-        """Rules 3 and 4: it is the node's turn, unless another time was set for it since."""
-        node = self._current(node_id, epoch)
-        if node is not None and self._world.now >= node.next_probe:
-            self.probe_now(node)
-
-    def probe_now(self, node: Node) -> None:
-        """Has the node checked, unless it is being checked."""
-        if node.is_probed or node.state in (NodeState.DEAD, NodeState.STARTING):
-            return
-        node.is_probed = True
-        node.probes += 1
-        policy = self._world.policy
-        every = max(1, round(policy.probe_interval_s / policy.health_interval_s))
-        is_turn = (node.probes + node.number) % every == 0 or node.wrong_answers > 0
-        can_answer = GENERATE in node.kinds and node.busy == 0 and node.missed == 0
-        self._world.say(ProbeNode(node.id, node.epoch, is_turn and can_answer))
-
-    def suspected(self, node_id: str, epoch: int) -> None:
-        """Rule 3: a connection was lost."""
-        node = self._current(node_id, epoch)
-        if node is not None and serves(node):
-            self._world.change(node, Change.MISSED, "a connection to it was lost")
-            self._world.publish("node_suspect", node=node.id, reason=node.reason)
-            self.probe_now(node)
-
-    def probe_answered(self, event: ProbeAnswered) -> None:
-        """The node lives; whether it also answers rightly is rule 4."""
-        node = self._current(event.node, event.epoch)
-        if node is None or node.state in (NodeState.DEAD, NodeState.STARTING):
-            return
-        node.is_probed = False
-        node.missed = 0
-        if event.answer is not None:
-            self._judge(node, event.answer)
-        if node.state is NodeState.SUSPECT and node.wrong_answers < WRONG_ANSWERS:
-            self._world.change(node, Change.ANSWERED)
-            self._world.publish("node_ready", node=node.id, epoch=node.epoch, model=node.model)
-            self.placement.serve_queue(self._world.models[node.model], node)
-            self.reconsider(self._world.models[node.model])
-        if node.epoch == event.epoch:  # it was not condemned
-            self._probe_later(node, soon=node.wrong_answers > 0)
-
-    def probe_failed(self, event: ProbeFailed) -> None:
-        """Rule 3."""
-        world = self._world
-        node = self._current(event.node, event.epoch)
-        if node is None or node.state in (NodeState.DEAD, NodeState.STARTING):
-            return
-        node.is_probed = False
-        node.missed += 1
-        if event.is_final or node.missed >= world.policy.health_failures:
-            self._condemn(node, event.reason)
-            return
-        if serves(node):
-            world.publish("node_suspect", node=node.id, reason=event.reason)
-        world.change(node, Change.MISSED, event.reason)
-        self._probe_later(node, soon=True)
-
-    def _judge(self, node: Node, answer: str) -> None:
-        """Rule 4."""
-        node.answer = answer
-        answers = (
-            peer.answer
-            for pool in self._world.models[node.model].pools
-            for peer in pool.nodes.values()
-            if peer is not node and peer.answer is not None and serves(peer)
-        )
-        peers = list(islice(answers, MAX_PEERS))
-        most, votes = Counter(peers).most_common(1)[0] if peers else (answer, 0)
-        if most == answer or votes < MIN_PEERS or votes * 2 <= len(peers) + 1:
-            node.wrong_answers = 0
-            return
-        node.wrong_answers += 1
-        if node.wrong_answers < WRONG_ANSWERS or not serves(node):
-            return
-        reason = f"its answer to the check differs from that of {votes} peers"
-        self._world.publish("node_quarantined", node=node.id, epoch=node.epoch, reason=reason)
-        self._world.change(node, Change.QUARANTINED, reason)
-        if node.launcher != ATTACHED:
-            self._condemn(node, reason)
-
-    def _probe_later(self, node: Node, *, soon: bool = False, spread: bool = False) -> None:
-        world, policy = self._world, self._world.policy
-        interval = max(policy.health_interval_s, len(world.nodes) / policy.probes_per_s)
-        delay = min(interval, AGAIN_S) if soon else interval * (world.chance.random() if spread else 1.0)
-        node.next_probe = world.now + delay
-        world.at(delay, Timer.PROBE, node.id, node.epoch)
+    def _well_again(self, node: Node) -> None:
+        self.placement.serve_queue(self._world.models[node.model], node)
+        self.reconsider(self._world.models[node.model])
 
     # --- drain ----------------------------------------------------------------------------------------------------
 
     def drain(self, node: Node) -> None:
-        """Rule 5."""
+        """Rule 3."""
         world = self._world
         if node.state is NodeState.DRAINING or node.is_leaving:
             return
@@ -393,10 +289,6 @@ class Lifecycle:
             self.placement.disown(model)
             del self._world.models[model.name]
             self._world.publish("model_removed", model=model.name)
-
-    def _current(self, node_id: str, epoch: int) -> Node | None:
-        node = self._world.nodes.get(node_id)
-        return node if node is not None and node.epoch == epoch else None
 
 
 def _given_up(node: Node) -> tuple[str, str]:

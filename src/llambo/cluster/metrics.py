@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from llambo.cluster.control import ClusterEvent
+
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
@@ -76,21 +78,18 @@ class Metrics:
         """A node was chosen, which took `seconds`."""
         self._tell(lambda series: series.routing_seconds.observe(seconds))
 
-    def failover(self) -> None:
-        """Another node took over in the middle of an answer."""
-        self._tell(lambda series: series.failovers.inc())
-
-    def retry(self) -> None:
-        """A request was tried on another node before it had a token."""
-        self._tell(lambda series: series.retries.inc())
-
-    def node_restarted(self) -> None:
-        """A node's process was started again."""
-        self._tell(lambda series: series.restarts.inc())
-
-    def scaled(self, direction: str) -> None:
-        """Nodes were added ("up") or drained ("down")."""
-        self._tell(lambda series: series.scale_events.labels(direction).inc())
+    def happened(self, event: ClusterEvent) -> None:
+        """Something was published: failovers, retries, restarts and steps of scaling are counted."""
+        match event.kind:
+            case "failover":
+                self._tell(lambda series: series.failovers.inc())
+            case "retry":
+                self._tell(lambda series: series.retries.inc())
+            case "node_starting" if event.fields.get("epoch", 1) > 1:
+                self._tell(lambda series: series.restarts.inc())
+            case "scaled":
+                direction = "up" if event.fields["target"] > event.fields["nodes"] else "down"
+                self._tell(lambda series: series.scale_events.labels(direction).inc())
 
     def render(self) -> str:
         """Every series in Prometheus's text format, version 0.0.4."""

@@ -21,9 +21,8 @@ from llambo.cluster.events import (
     ScaleWanted,
 )
 from llambo.cluster.launch.base import EMBEDDING, GENERATE, Launcher, NodeRequest
-from llambo.cluster.lifecycle import ATTACHED
 from llambo.cluster.runtime import Runtime, node_name
-from llambo.cluster.state import EMBED, Node
+from llambo.cluster.state import ATTACHED, EMBED, Node
 from llambo.cluster.state import GENERATE as ANSWERS
 from llambo.cluster.world import World
 from llambo.core.config import Settings

@@ -86,9 +86,9 @@ class Orchestrator:
             case NodeStopped(node, epoch):
                 self._lifecycle.stopped(node, epoch)
             case ProbeAnswered():
-                self._lifecycle.probe_answered(event)
+                self._lifecycle.health.probe_answered(event)
             case ProbeFailed():
-                self._lifecycle.probe_failed(event)
+                self._lifecycle.health.probe_failed(event)
             case ConversationsMoved():
                 self._lifecycle.moved(event)
             case Ticked():
@@ -110,7 +110,9 @@ class Orchestrator:
             case RequestBroken(request_id, kind):
                 flight = self.world.flights.get(request_id)
                 if kind == "lost" and flight is not None and flight.node is not None:
-                    self._lifecycle.suspected(flight.node.id, flight.epoch)  # first, so that nobody else is sent there
+                    self._lifecycle.health.suspected(
+                        flight.node.id, flight.epoch
+                    )  # first, so that nobody else is sent there
                 self._placement.broken(event)
             case RequestFailed(request_id):
                 self._placement.failed(request_id)
@@ -157,7 +159,7 @@ class Orchestrator:
             timer, key, epoch = due
             match timer:
                 case Timer.PROBE:
-                    self._lifecycle.probe_due(str(key), epoch)
+                    self._lifecycle.health.probe_due(str(key), epoch)
                 case Timer.RESTART:
                     self._lifecycle.restart_due(str(key), epoch)
                 case Timer.DEADLINE:

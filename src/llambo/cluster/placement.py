@@ -113,6 +113,7 @@ class Placement:
             world.publish("failover", node=node.id, model=model.name)
         else:
             world.totals.retries += 1
+            world.publish("retry", node=node.id, model=model.name, reason=event.message)
         flight.deadline = world.now + world.policy.queue_timeout_s
         if not self._place(model, flight):
             self._wait(model, flight, front=True)

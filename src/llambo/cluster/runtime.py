@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, assert_never
+from typing import Protocol, assert_never
 
 from llambo.cluster import handover
 from llambo.cluster.control import ClusterEvent
@@ -34,10 +34,6 @@ from llambo.cluster.events import (
     Publish,
     RefuseRequest,
     RequestArrived,
-    RequestBroken,
-    RequestFailed,
-    RequestFinished,
-    RequestGone,
     SaveCheckpoint,
     StartNode,
     StopNode,
@@ -46,11 +42,11 @@ from llambo.cluster.events import (
     Ticked,
 )
 from llambo.cluster.launch.base import EMBEDDING, GENERATE, Launcher, NodeHandle, NodeRequest
-from llambo.cluster.lifecycle import LOCAL
 from llambo.cluster.orchestrator import Orchestrator
-from llambo.cluster.state import EMBED, Node, Route
+from llambo.cluster.state import EMBED, LOCAL, Node, Route
 from llambo.cluster.state import GENERATE as ANSWERS
-from llambo.cluster.upstream import Upstream, open_upstream
+from llambo.cluster.tickets import Place, Ticket
+from llambo.cluster.upstream import open_upstream
 from llambo.cluster.world import Policy
 from llambo.core.errors import LlamboError, NodeLost, from_code
 
@@ -69,16 +65,6 @@ class Limits:
     health_s: float = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a request may run: a live node and the way to it."""
-
-    node: str
-    epoch: int
-    handle: NodeHandle
-    upstream: Upstream
-
-
 class Observer(Protocol):
     """Whoever counts: told of what the metrics show and nothing else here knows."""
 
@@ -90,59 +76,9 @@ class Observer(Protocol):
         """A request waited for so long before it was placed."""
         ...
 
-
-class Ticket:
-    """A request's stay in the cluster, from `place` to exactly one of `finished`, `failed` and `gone`.
-
-    A context manager: whoever leaves it before the end is gone.
-    """
-
-    def __init__(self, runtime: Runtime, route: Route) -> None:
-        self._runtime = runtime
-        self.route = route
-        self.arrived = time.perf_counter()
-        self.turn: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-        self._is_over = False
-
-    def __enter__(self) -> Ticket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end(RequestGone(self.route.id))
-
-    async def place(self) -> Place:
-        """The node to run on; waits in the queue.
-
-        Raises: whatever the orchestrator refuses the request with; then the request is over.
-        """
-        try:
-            if self._runtime.is_closed and not self.turn.done():
-                raise NodeLost("the cluster was closed")
-            place = await self.turn
-        except LlamboError:
-            self._is_over = True
-            self._runtime.forget_ticket(self)
-            raise
-        self.turn = asyncio.get_running_loop().create_future()
-        return place
-
-    def broken(self, kind: Literal["lost", "failed", "too_long"], error: LlamboError, *, has_delivered: bool) -> None:
-        """The node failed it; `place` says where to go on."""
-        self._runtime.post(RequestBroken(self.route.id, kind, error.code, error.message, has_delivered))
-
-    def finished(self, event: RequestFinished) -> None:
-        """The answer is whole."""
-        self._end(event)
-
-    def failed(self) -> None:
-        """The request itself was wrong."""
-        self._end(RequestFailed(self.route.id))
-
-    def _end(self, event: RequestFinished | RequestFailed | RequestGone) -> None:
-        if not self._is_over:
-            self._is_over = True
-            self._runtime.forget_ticket(self)
-            self._runtime.post(event)
+    def happened(self, event: ClusterEvent) -> None:
+        """Something was published."""
+        ...
 
 
 class Runtime:
@@ -303,6 +239,7 @@ class Runtime:
 
     def _publish(self, event: ClusterEvent) -> None:
         words = " ".join(f"{name}={value}" for name, value in event.fields.items())
+        self._observer.happened(event)
         log.log(logging.WARNING if event.kind in _BAD_NEWS else logging.INFO, "%s %s", event.kind, words)
         for reader in self._readers:
             if reader.qsize() >= EVENTS_KEPT - 1:  # the last place is for saying what was lost

@@ -8,10 +8,12 @@ Pure; a hand of `orchestrator`.
 
 from __future__ import annotations
 
-from llambo.cluster.autoscaler import LOOK_S, Load, decide
+from dataclasses import replace
+
+from llambo.cluster.autoscaler import LOOK_S, Load, ScalePolicy, decide
 from llambo.cluster.events import NodeWanted
-from llambo.cluster.lifecycle import ATTACHED, Lifecycle
-from llambo.cluster.state import GENERATE, Model, Node, NodeState
+from llambo.cluster.lifecycle import Lifecycle
+from llambo.cluster.state import ATTACHED, GENERATE, Model, Node, NodeState
 from llambo.cluster.world import Timer, World, is_coming, serves
 
 
@@ -51,7 +53,7 @@ class Scaling:
         slots = sum(node.slots for node in nodes)
         queued = sum(flight.route.kind == GENERATE for flight in model.queue)
         load = Load(len(nodes), slots, sum(node.busy for node in nodes if serves(node)), queued)
-        target, model.trend = decide(world.policy.scale, load, model.trend, world.now)
+        target, model.trend = decide(self._policy_for(model, len(nodes)), load, model.trend, world.now)
         if target == len(nodes):
             return
         if target > len(nodes):
@@ -60,6 +62,13 @@ class Scaling:
             world.totals.scaled_down += 1
         world.publish("scaled", model=model.name, nodes=len(nodes), target=target, load=round(load.share, 3))
         self.scale(model, target)
+
+    def _policy_for(self, model: Model, nodes: int) -> ScalePolicy:
+        """The minimum is the default model's; another one that was unloaded stays so until it is asked for."""
+        policy = self._world.policy.scale
+        if model is next(iter(self._world.models.values())):
+            return policy
+        return replace(policy, minimum=min(policy.minimum, 1, nodes))
 
     def _countable(self, model: Model) -> list[Node]:
         """Its nodes for answers that stay, as they are or once they are back."""

@@ -14,6 +14,7 @@ from llambo.cluster.waiting import FairQueue
 from llambo.core.types import LoadOptions
 
 GENERATE, EMBED = "generate", "embed"
+LOCAL, ATTACHED = "local", "attach"
 EMBEDDING_TYPE = "embedding"
 """The type of nodes that give embeddings and nothing else: an engine that pools decodes more slowly."""
 

@@ -284,7 +284,9 @@ def _completion_body(attempt: Attempt) -> dict[str, Any]:
 def _stream_end(chunk: _Chunk) -> StreamEnd:
     timings = chunk.timings or _Timings()
     reason: Literal["stop", "length"] = "length" if chunk.stop_type == "limit" else "stop"
-    return StreamEnd(reason, chunk.tokens_predicted, chunk.tokens_evaluated, timings.cache_n, timings.predicted_ms / 1e3)
+    return StreamEnd(
+        reason, chunk.tokens_predicted, chunk.tokens_evaluated, timings.cache_n, timings.predicted_ms / 1e3
+    )
 
 
 def _too_long(what: str, tokens: int, ctx: int) -> PromptTooLong:

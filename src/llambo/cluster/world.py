@@ -175,6 +175,11 @@ class World:
             self.change(node, Change.FREED, node.reason)
         return True
 
+    def current(self, node_id: str, epoch: int) -> Node | None:
+        """The node, if it is still what the word of that epoch is about."""
+        node = self.nodes.get(node_id)
+        return node if node is not None and node.epoch == epoch else None
+
     def pool_of(self, node: Node) -> Pool:
         """The pool that the node is in."""
         assert node.pool is not None

@@ -1,0 +1,194 @@
+"""One answer being generated, and everybody who reads it.
+
+Owns the generation: it ends when the answer is whole, when it is cancelled, and when its last reader is flushed, closed
+or hung up on. What was generated stays readable, from its start, as long as somebody holds the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Literal
+
+from llambo.cluster.door import Door
+from llambo.core.errors import LlamboError, Overloaded, TimedOut
+from llambo.core.types import Done, GenerateRequest
+from llambo.ninep.streams import StreamHandle
+
+State = Literal["waiting", "streaming", "done", "failed", "cancelled"]
+Note = Callable[[LlamboError], None]
+
+_log = logging.getLogger("llambo.namespace")
+
+
+class Answers:
+    """The answers of a namespace that are being generated; after `request_stop` there are no new ones."""
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self._running: set[Answer] = set()
+        self._is_stopping = False
+
+    def start(self, request: GenerateRequest, ended: Callable[[Answer], None] | None = None) -> Answer:
+        """Generates. `ended` is told when it is over, however that came.
+
+        Raises: `Overloaded` once the cluster is to stop.
+        """
+        if self._is_stopping:
+            raise Overloaded("the cluster is shutting down")
+        answer = Answer(self.door, request, ended)
+        self._running.add(answer)
+        answer.task.add_done_callback(lambda _: self._running.discard(answer))
+        return answer
+
+    def request_stop(self) -> None:
+        """Refuses what is new."""
+        self._is_stopping = True
+
+    async def finish(self, timeout_s: float) -> None:
+        """Lets what is being generated end for so long, then cancels the rest; returns when all is over."""
+        self.request_stop()
+        if tasks := {answer.task for answer in self._running}:
+            _, late = await asyncio.wait(tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+
+class Answer:
+    """One generation. `pieces` are its texts so far."""
+
+    def __init__(self, door: Door, request: GenerateRequest, ended: Callable[[Answer], None] | None = None) -> None:
+        self.request = request
+        self.pieces: list[str] = []
+        self.state: State = "waiting"
+        self.error: LlamboError | None = None
+        self.done: Done | None = None
+        self._readers: set[_Reader] = set()
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._ended = ended
+        self.task = asyncio.get_running_loop().create_task(self._generate(door))
+        self.task.add_done_callback(lambda _: self._settle("cancelled"))  # one cancelled at once never runs
+
+    @property
+    def is_running(self) -> bool:
+        """Whether more may come."""
+        return self.state in {"waiting", "streaming"}
+
+    @property
+    def text(self) -> str:
+        """What was generated so far."""
+        return "".join(self.pieces)
+
+    def cancel(self) -> None:
+        """Ends the generation; the slot is free a moment later, when `task` is done."""
+        self.task.cancel()
+
+    def stream(self, note: Note, timeout_s: Callable[[], float]) -> StreamHandle:
+        """The tokens from the first one, as they come. `timeout_s` bounds each wait, 0 does not."""
+        reader = _Reader(self, note, timeout_s)
+        return StreamHandle(reader.next_piece, reader.close)
+
+    def whole(self, note: Note, timeout_s: Callable[[], float]) -> StreamHandle:
+        """The text, once all of it is there."""
+        reader = _Reader(self, note, timeout_s, waits_for_all=True)
+        return StreamHandle(reader.next_piece, reader.close)
+
+    def join(self, reader: _Reader) -> None:
+        """One more reads it."""
+        self._readers.add(reader)
+
+    def leave(self, reader: _Reader) -> None:
+        """A reader has had enough; with the last one the generation ends."""
+        self._readers.discard(reader)
+        if not self._readers and self.is_running:
+            self.cancel()
+
+    async def changed(self, timeout_s: float) -> None:
+        """Returns when there is more, or the end. Raises: `TimedOut`."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            async with asyncio.timeout(timeout_s or None):
+                await waiter
+        except TimeoutError:
+            raise TimedOut(f"nothing came within {timeout_s:g} s; the answer goes on, read again") from None
+        finally:
+            self._waiters.discard(waiter)
+
+    async def _generate(self, door: Door) -> None:
+        try:
+            async with aclosing(door.generate(self.request)) as events:
+                async for event in events:
+                    if isinstance(event, Done):
+                        self.done = event
+                    elif event.text:
+                        self.state = "streaming"
+                        self.pieces.append(event.text)
+                        self._wake()
+            self._settle("cancelled" if self.done is None or self.done.finish_reason == "cancelled" else "done")
+        except LlamboError as error:
+            self.error = error
+            self._settle("failed")
+        except Exception:
+            _log.exception("an answer failed in an unforeseen way")
+            self.error = LlamboError("the cluster failed in an unforeseen way; its log has the details")
+            self._settle("failed")
+
+    def _settle(self, state: State) -> None:
+        if self.is_running:
+            self.state = state
+            if self._ended is not None:
+                self._ended(self)
+            self._wake()
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class _Reader:
+    """One open file that reads the answer."""
+
+    def __init__(
+        self, answer: Answer, note: Note, timeout_s: Callable[[], float], *, waits_for_all: bool = False
+    ) -> None:
+        self._answer = answer
+        self._note = note
+        self._timeout_s = timeout_s
+        self._waits_for_all = waits_for_all
+        self._next = 0
+        answer.join(self)
+
+    async def next_piece(self) -> bytes:
+        answer = self._answer
+        try:
+            while answer.is_running and (self._waits_for_all or self._next == len(answer.pieces)):
+                await answer.changed(self._timeout_s())
+        except asyncio.CancelledError:
+            self._leave_if_last()
+            raise
+        except LlamboError as error:
+            self._note(error)
+            raise
+        if self._next < len(answer.pieces):
+            text = "".join(answer.pieces[self._next :])
+            self._next = len(answer.pieces)
+            return text.encode("utf-8", "replace")
+        if answer.error is not None:
+            self._note(answer.error)
+            raise answer.error
+        return b""
+
+    def _leave_if_last(self) -> None:
+        """A flushed read ends the generation it waited for, where nobody else reads it."""
+        answer = self._answer
+        answer.leave(self)
+        answer.join(self)  # the file is still open, and reads the end
+
+    def close(self) -> None:
+        self._answer.leave(self)
