@@ -204,8 +204,8 @@ async def test_a_client_that_hangs_up_during_a_load_gives_it_up(empty: Real, wal
         before = processes()
         async with empty.client() as client:
             client.send(line)
-            await until(lambda: bool(empty.cluster._loading))
-        while empty.cluster._loading:
+            await until(lambda: bool(empty.cluster._loads._loading))
+        while empty.cluster._loads._loading:
             assert (await other.ask("MODELS"))["data"] == []
         assert (await other.ask("MODELS"))["data"] == []
         await until(lambda: processes() == before)
@@ -216,7 +216,7 @@ async def test_a_load_that_times_out_is_given_up(empty: Real, walk_model: Path) 
     async with AsyncBridge.connect(str(empty.path)) as client:
         with pytest.raises(TimedOut):
             await client.load_model(str(walk_model), "walk", ctx=256, threads=1, timeout_s=0.01)
-        await until(lambda: not empty.cluster._loading)
+        await until(lambda: not empty.cluster._loads._loading)
         assert await client.models() == []
 
 
@@ -225,7 +225,7 @@ async def test_a_load_goes_on_while_somebody_waits_for_it(empty: Real, walk_mode
         async with empty.client() as goes:
             for client in (goes, stays):
                 client.send(f"LOAD as=walk ctx=256 threads=1 {walk_model}\n")
-            await until(lambda: any(loading.waiters == 2 for loading in empty.cluster._loading.values()))
+            await until(lambda: any(loading.waiters == 2 for loading in empty.cluster._loads._loading.values()))
         assert (await stays.line())["data"]["name"] == "walk"
         assert (await stays.ask("INFER max_tokens=2 hello"))["tokens"] == 2
 

@@ -101,7 +101,7 @@ def test_a_killed_daemon_leaves_no_node_and_init_restores_what_there_was() -> No
         everything = processes(facts["pid"])
         everything[0].kill()
         assert all_gone(everything)
-        assert (paths.runtime_dir() / "control.sock").exists(), "nobody was left to remove it"
+        assert (paths.runtime_dir() / "styx.sock").exists(), "nobody was left to remove it"
         assert ctl("status", status=3) == ""
         again = ask("init")
         assert (again["started"], again["nodes"], again["problems"]) == (True, 3, [])
@@ -170,10 +170,10 @@ def test_of_two_daemons_started_at_once_exactly_one_wins() -> None:
 def test_what_a_killed_daemon_left_is_no_obstacle() -> None:
     directory = paths.make_private_dir(paths.home() / "run")
     (paths.home() / "daemon.lock").write_text(f"{os.getpid()}\n")
-    claim = {"pid": os.getpid(), "born": 0.0, "socket": "x", "log": "x", "drain_timeout_s": 1, "control": "x"}
+    claim = {"pid": os.getpid(), "born": 0.0, "socket": "x", "log": "x", "drain_timeout_s": 1, "styx": "x"}
     (directory / "daemon.json").write_text(json.dumps(claim))
     with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind(str(directory / "control.sock"))
+        stale.bind(str(directory / "styx.sock"))
     with cluster() as facts:
         assert facts["started"] is True
         assert ctl("health") == "ready\n"
@@ -202,6 +202,8 @@ def test_two_homes_cannot_share_a_runtime_directory(tmp_path: Path) -> None:
         ((), {"LLAMBO_MODELS_DEFAULT": "/no/such.gguf"}, 1, "no such file"),
         ((), {"LLAMBO_HOME": "/proc/home"}, 1, "/proc/home"),
         ((), {"LLAMBO_BRIDGE_LISTEN": "tcp!127.0.0.1!0"}, 4, "llamboctl token create"),
+        ((), {"LLAMBO_STYX_LISTEN": "tcp!127.0.0.1!0"}, 4, "llamboctl token create"),
+        ((), {"LLAMBO_STYX_LISTEN": "here"}, 2, "'here' is no address: write unix!PATH or tcp!HOST!PORT"),
     ],
 )
 @pytest.mark.parametrize("where", [(), ("--foreground",)])
@@ -241,7 +243,7 @@ def test_in_the_foreground_it_stays_until_it_is_interrupted() -> None:
     assert process.stderr is not None
     with process.stdout, process.stderr, no_daemon_left():
         assert process.stdout.readline() == b"the cluster runs here until Ctrl-C\n"
-        assert process.stdout.readline().startswith(b"control socket ")
+        assert process.stdout.readline().startswith(b"namespace ")
         assert ctl("health") == "ready\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
@@ -257,7 +259,7 @@ def test_a_daemon_that_is_stopped_in_its_tracks_is_told_from_one_that_is_gone() 
         finally:
             os.kill(facts["pid"], signal.SIGCONT)
         assert done.returncode == 5
-        assert "gave no answer within 10 s" in done.stderr
+        assert "does not answer within 10 s" in done.stderr
         assert ask("status")["pid"] == facts["pid"]
 
 
@@ -295,8 +297,8 @@ def test_it_is_known_to_others_only_while_it_lives() -> None:
     with cluster() as facts:
         found = running.find(running.DAEMON)
         assert found is not None
-        assert (found.pid, found.control) == (facts["pid"], facts["control"])
-        assert Path(found.control).stat().st_mode & 0o777 == 0o600
+        assert (found.pid, [found.styx]) == (facts["pid"], facts["styx"])
+        assert Path(found.styx.removeprefix("unix!")).stat().st_mode & 0o777 == 0o600
     assert running.find(running.DAEMON) is None
 
 

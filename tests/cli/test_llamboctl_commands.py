@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from llambo.core import paths
 from tests.cli.fake_daemon import fake_daemon
 from tests.cli.programs import run
-from tests.control.control_fakes import NODE, FakeControl
+from tests.namespace.namespace_world import NODE, FakeCluster
 
 NODE_KEYS = {"id", "type", "state", "pid", "epoch", "machine", "model", "slots", "busy", "address", "socket", "sandbox"}
 NODE_KEYS |= {"rss_bytes", "uss_bytes", "requests", "errors"}
@@ -20,7 +21,7 @@ STATUS_KEYS |= {"tokens_per_s", "models", "http", "styx", "home"}
 
 
 @pytest.fixture
-def control() -> Iterator[FakeControl]:
+def control() -> Iterator[FakeCluster]:
     with fake_daemon() as fake:
         yield fake
 
@@ -54,7 +55,7 @@ def test_without_a_cluster_each_verb_says_how_to_start_one(arguments: tuple[str,
     assert done.stderr == "llamboctl: no cluster runs for this home; start one with: llamboctl init\n"
 
 
-def test_spawn_says_what_it_started(control: FakeControl) -> None:
+def test_spawn_says_what_it_started(control: FakeCluster) -> None:
     done = run("llamboctl", "spawn", "--count", "3", "--type", "tiny", "--slots", "2", "--model", "m")
     assert (done.returncode, done.stdout, done.stderr) == (0, "3 nodes started: n1, n2, n3\n", "")
     assert control.calls == [("spawn", 3, "tiny", "m", 2)]
@@ -62,7 +63,7 @@ def test_spawn_says_what_it_started(control: FakeControl) -> None:
     assert [node["id"] for node in document] == ["n4"]
 
 
-def test_a_path_is_sent_as_the_daemon_finds_it(control: FakeControl, tmp_path: Path) -> None:
+def test_a_path_is_sent_as_the_daemon_finds_it(control: FakeCluster, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"")
     run("llamboctl", "spawn", "--model", tmp_path / "a" / ".." / "x.gguf")
     run("llamboctl", "spawn", "--model", "./y.gguf")
@@ -85,7 +86,7 @@ def test_a_path_is_sent_as_the_daemon_finds_it(control: FakeControl, tmp_path: P
         (("metrics", "--export", "xml"), 2, "--export xml: give prometheus or json"),
         (("checkpoint",), 2, "give one of --show, --save and --restore"),
         (("checkpoint", "--show", "--save"), 2, "give one of --show, --save and --restore"),
-        (("checkpoint", "--restore"), 1, "its log has the details"),
+        (("checkpoint", "--restore"), 1, "which its log tells"),
         (("attach", "http://h", "--api-key-env", "NO_SUCH"), 2, "the environment variable NO_SUCH is not set"),
         (("top",), 2, "top needs a terminal"),
         (("infer", ""), 2, "the prompt is empty"),
@@ -95,7 +96,7 @@ def test_a_path_is_sent_as_the_daemon_finds_it(control: FakeControl, tmp_path: P
     ],
 )
 def test_bad_input_is_one_line_and_a_status(
-    control: FakeControl, arguments: tuple[str, ...], status: int, complaint: str
+    control: FakeCluster, arguments: tuple[str, ...], status: int, complaint: str
 ) -> None:
     done = run("llamboctl", *arguments)
     assert (done.returncode, done.stdout) == (status, "")
@@ -103,7 +104,7 @@ def test_bad_input_is_one_line_and_a_status(
     assert "Traceback" not in done.stderr
 
 
-def test_each_verb_reaches_the_cluster(control: FakeControl) -> None:
+def test_each_verb_reaches_the_cluster(control: FakeCluster) -> None:
     for number in range(1, 5):
         control.by_id[f"n{number}"] = replace(NODE, id=f"n{number}")
     outputs = [
@@ -130,35 +131,35 @@ def test_each_verb_reaches_the_cluster(control: FakeControl) -> None:
     assert ("pin", "m", False) in control.calls
 
 
-def test_the_key_of_an_attached_server_comes_from_the_environment_of_the_command(control: FakeControl) -> None:
+def test_the_key_of_an_attached_server_comes_from_the_environment_of_the_command(control: FakeCluster) -> None:
     done = run("llamboctl", "attach", "http://127.0.0.1:1", "--api-key-env", "MY_KEY", MY_KEY="sesame")
     assert (done.returncode, done.stdout) == (0, "1 node attached: n1\n")
     assert control.calls == [("attach", "http://127.0.0.1:1", "", "sesame", "MY_KEY")]
 
 
-def test_nodes_are_a_table_for_people_and_a_list_for_programs(control: FakeControl) -> None:
+def test_nodes_are_a_table_for_people_and_a_list_for_programs(control: FakeCluster) -> None:
     assert run("llamboctl", "nodes").stdout == "no nodes; `llamboctl spawn` starts one\n"
     control.by_id["n1"] = replace(NODE, state="dead", reason="it was killed by signal 9 (SIGKILL)", uss_bytes=5 << 20)
     heading, row = run("llamboctl", "nodes", "list").stdout.splitlines()
     assert heading.split()[:5] == ["ID", "TYPE", "STATE", "MODEL", "SLOTS"]
-    assert row.split()[:5] == ["n1", "tiny", "dead", "m", "0/1"]
+    assert row.split()[:5] == ["n1", "tiny", "dead", "m", "1/4"]
     assert "5.0 MiB" in row
     assert row.endswith("it was killed by signal 9 (SIGKILL)")
     (node,) = json.loads(run("llamboctl", "nodes", "--json").stdout)
     assert set(node) >= NODE_KEYS
 
 
-def test_status_has_the_promised_keys(control: FakeControl) -> None:
+def test_status_has_the_promised_keys(control: FakeCluster) -> None:
     document = json.loads(run("llamboctl", "status", "--json").stdout)
     assert set(document) >= STATUS_KEYS
     assert set(document["nodes"]) >= {"total", "ready", "busy", "dead"}
-    assert (document["http"], document["styx"]) == (None, [])
+    assert (document["http"], document["styx"]) == (None, [f"unix!{paths.runtime_dir()}/styx.sock"])
     text = run("llamboctl", "status").stdout
     assert "cluster   ready, up 2 s" in text
     assert "requests  3: 1 failed" in text
 
 
-def test_health_exits_1_when_degraded_and_says_why(control: FakeControl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_exits_1_when_degraded_and_says_why(control: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     well = run("llamboctl", "health")
     assert (well.returncode, well.stdout) == (0, "ready\n")
     status = replace(control.cluster_status(), state="degraded", problems=("node n2 is suspect: it does not answer",))
@@ -169,7 +170,7 @@ def test_health_exits_1_when_degraded_and_says_why(control: FakeControl, monkeyp
     assert document == {"healthy": False, "state": "degraded", "problems": list(status.problems)}
 
 
-def test_the_balancer_is_shown_and_changed(control: FakeControl) -> None:
+def test_the_balancer_is_shown_and_changed(control: FakeCluster) -> None:
     shown = run("llamboctl", "balancer", "stats").stdout
     assert "5 of 10 prompt tokens were in a cache (50%)" in shown
     assert run("llamboctl", "balancer", "--strategy", "round-robin").stdout == "strategy  round-robin\n"
@@ -177,19 +178,19 @@ def test_the_balancer_is_shown_and_changed(control: FakeControl) -> None:
     assert json.loads(run("llamboctl", "balancer", "--json").stdout)["by_node"] == {"n1": 3}
 
 
-def test_metrics_come_as_prometheus_text_or_json(control: FakeControl) -> None:
+def test_metrics_come_as_prometheus_text_or_json(control: FakeCluster) -> None:
     assert run("llamboctl", "metrics").stdout == control.metrics()
     document = json.loads(run("llamboctl", "metrics", "--export", "json").stdout)
     assert document["llambo_nodes"]["samples"] == [{"name": "llambo_nodes", "labels": {}, "value": 1.0}]
 
 
-def test_a_checkpoint_is_shown_and_saved_where_it_was_asked_for(control: FakeControl) -> None:
+def test_a_checkpoint_is_shown_and_saved_where_it_was_asked_for(control: FakeCluster) -> None:
     assert json.loads(run("llamboctl", "checkpoint", "--show").stdout) == {"version": 1}
     assert run("llamboctl", "checkpoint", "--save").stdout == "/usual\n"
     assert run("llamboctl", "checkpoint", "--save", "here.json").stdout == f"{Path.cwd() / 'here.json'}\n"
 
 
-def test_a_node_s_log_is_printed(control: FakeControl, tmp_path: Path) -> None:
+def test_a_node_s_log_is_printed(control: FakeCluster, tmp_path: Path) -> None:
     log = tmp_path / "n1.log"
     log.write_text("one\ntwo\nthree\n")
     control.by_id["n1"] = replace(NODE, log=str(log))

@@ -16,7 +16,7 @@ import pytest
 
 from tests.cli.fake_daemon import fake_daemon
 from tests.cli.programs import command
-from tests.control.control_fakes import NODE
+from tests.namespace.namespace_world import NODE
 
 
 @pytest.mark.parametrize(("end", "status"), [("q", 0), ("Ctrl-C", 130)])

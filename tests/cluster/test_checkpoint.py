@@ -24,7 +24,7 @@ SMALL = Checkpoint(
     (ModelState("m", "built-in", LoadOptions(ctx=512), "tiny", True),),
     (NodeState("n1", "tiny", "m", 2), NodeState("n2", url="http://127.0.0.1:1", api_key_env="KEY")),
 )
-BIG = Checkpoint(2.5, nodes=tuple(NodeState(f"n{i}", "tiny", "m", 1) for i in range(2000)))
+BIG = Checkpoint(2.5, nodes=tuple(NodeState(f"n{i}", "tiny", "m", 1) for i in range(1, 2001)))
 
 
 def names_in(directory: Path) -> list[str]:
@@ -32,8 +32,10 @@ def names_in(directory: Path) -> list[str]:
 
 
 words = st.text(max_size=20)
-models = st.builds(ModelState, words, words, st.builds(LoadOptions, ctx=st.integers(0, 2**24)), words, st.booleans())
-nodes = st.builds(NodeState, words, words, words, st.integers(0, 256), words, words)
+named = st.text(min_size=1, max_size=20)
+ids = st.integers(1, 999_999_999).map("n{}".format)
+models = st.builds(ModelState, named, named, st.builds(LoadOptions, ctx=st.integers(0, 2**24)), words, st.booleans())
+nodes = st.builds(NodeState, ids, words, words, st.integers(0, 256), words, words, st.integers(0, 2**24))
 
 
 @given(
@@ -41,8 +43,8 @@ nodes = st.builds(NodeState, words, words, words, st.integers(0, 256), words, wo
         Checkpoint,
         st.floats(0, 2e9),
         words,
-        st.lists(models, max_size=3).map(tuple),
-        st.lists(nodes, max_size=3).map(tuple),
+        st.lists(models, max_size=3, unique_by=lambda model: model.name).map(tuple),
+        st.lists(nodes, max_size=3, unique_by=lambda node: node.id).map(tuple),
     )
 )
 def test_what_is_encoded_is_decoded(state: Checkpoint) -> None:
@@ -63,6 +65,14 @@ def test_the_file_is_json_of_the_documented_shape_and_private(tmp_path: Path) ->
     assert checkpoint.read(path) == SMALL
 
 
+def nodes_of(*ids: str, **more: int) -> str:
+    return json.dumps({"version": 1, "saved_at": 1, "nodes": [{"id": each, "model": "m", **more} for each in ids]})
+
+
+def models_of(*names: str, ref: str = "built-in") -> str:
+    return json.dumps({"version": 1, "saved_at": 1, "models": [{"name": name, "ref": ref} for name in names]})
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -78,6 +88,16 @@ def test_the_file_is_json_of_the_documented_shape_and_private(tmp_path: Path) ->
             '{"version": 1, "saved_at": 1, "models": [{"name": "m", "ref": "r", "options": {"slots": 999}}]}',
             "slots must be between 0 and 256, not 999",
         ),
+        *((nodes_of(each), f"{each!r} is no id of a node") for each in ("x1", "n0", "n05", "n-3", "n1_0", "n", "n1\n")),
+        (nodes_of("n1234567890"), "'n1234567890' is no id of a node"),
+        (nodes_of("n\u0661"), "is no id of a node"),
+        (nodes_of("n1", "n2", "n1"), "it has node n1 twice"),
+        (nodes_of("n1", slots=-1), "the slots of node n1 must be between 0 and 256, not -1"),
+        (nodes_of("n1", slots=257), "the slots of node n1 must be between 0 and 256, not 257"),
+        (nodes_of("n1", ctx=2**24 + 1), "the ctx of node n1 must be between 0 and 16777216, not 16777217"),
+        (models_of("m", "m"), "it has model m twice"),
+        (models_of(""), "a model without a name"),
+        (models_of("m", ref=""), "without what it was loaded from"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, complaint: str) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ import pytest
 
 from llambo.cluster.api import Cluster
 from llambo.cluster.control import ClusterEvent
-from llambo.core.errors import BadRequest, LlamboError, NodeLost, NoMemory, NotFound, TimedOut
+from llambo.core.errors import BadRequest, LlamboError, NameInUse, NodeLost, NoMemory, NoModel, NotFound, TimedOut
 from llambo.core.types import Done, Event, GenerateRequest, LoadOptions, Message, Sampling, TokenEvent
 from tests.cluster.clusters import quick, until
 from tests.cluster.llama_server import llama_server
@@ -90,6 +91,7 @@ async def test_a_batch_of_which_one_cannot_start_leaves_none(
     with pytest.raises(LlamboError, match=r"damaged\.gguf"):
         await cluster.spawn(3, node_type="tiny", model=str(damaged))
     await until(lambda: children() <= 1)  # the zygote may stay
+    assert cluster.status().models == (), "it would be the default model"
     assert cluster.cluster_status().nodes.total == 0
 
 
@@ -304,12 +306,102 @@ async def test_a_pinned_or_busy_model_is_never_evicted(lazy: Cluster, walk_model
     await lazy.pin("built-in", pinned=True)
     long = asyncio.create_task(collect(lazy, ask("hello", 2000, model=str(walk_model))))
     await until(lambda: lazy.cluster_status().slots.busy == 1)
-    with pytest.raises(NoMemory, match="every model that is loaded is busy or pinned"):
-        await collect(lazy, ask("hello", model=str(tiny_model)))
+    waiting = asyncio.create_task(collect(lazy, ask("hello", model=str(tiny_model))))
     assert (await long)[1].failovers == 0
-    await collect(lazy, ask("hello", model="tiny"))
+    await waiting
     states = {model.name: model.state for model in lazy.status().models}
     assert states == {"built-in": "ready", "walk": "unloaded", "tiny": "ready"}
+
+
+async def test_where_nothing_may_go_a_request_is_told_so_at_once(
+    lazy: Cluster, walk_model: Path, tiny_model: Path
+) -> None:
+    for model in ("built-in", str(walk_model)):
+        _, done = await collect(lazy, ask("hello", model=model))
+        await lazy.pin(done.model, pinned=True)
+    with pytest.raises(NoMemory, match="no room for model tiny, and nothing that is loaded may be unloaded"):
+        await collect(lazy, ask("hello", model=str(tiny_model)))
+
+
+async def test_an_order_never_ends_what_runs(lazy: Cluster, walk_model: Path, tiny_model: Path) -> None:
+    await collect(lazy, ask("hello", model="built-in"))
+    await collect(lazy, ask("hello", model=str(walk_model)))
+    with pytest.raises(NoMemory, match=r"2 models are loaded, and models\.max_loaded allows 2"):
+        await lazy.spawn(1, model=str(tiny_model))
+    with pytest.raises(NoMemory, match="max_loaded"):
+        await lazy.load(str(tiny_model))
+    assert {model.name: model.state for model in lazy.status().models if model.state == "ready"} == {
+        "built-in": "ready",
+        "walk": "ready",
+    }
+
+
+async def test_several_models_asked_for_at_once_take_turns(lazy: Cluster, walk_model: Path, tiny_model: Path) -> None:
+    models = ["built-in", str(walk_model), str(tiny_model)]
+    answers = await asyncio.gather(*(collect(lazy, ask("hello", model=model)) for model in models * 2))
+    assert [done.model for _, done in answers] == ["built-in", "walk", "tiny"] * 2
+
+
+# --- calls that must not hang --------------------------------------------------------------------------------------
+
+
+async def test_scale_does_not_wait_for_what_is_ready_already(cluster: Cluster, walk_model: Path) -> None:
+    await cluster.spawn(2, node_type="medium", model=str(walk_model))
+    cluster.set_strategy("round-robin")
+    answers = [asyncio.create_task(collect(cluster, ask("hello", 1500))) for _ in range(2)]
+    await until(lambda: cluster.cluster_status().slots.busy == 2)
+    draining = asyncio.create_task(cluster.drain("n1"))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        assert len(await cluster.scale(2)) >= 2
+        await asyncio.gather(draining, *answers)
+
+
+async def test_a_load_returns_when_its_suspect_node_recovers(walk_model: Path) -> None:
+    async with Cluster(quick(load_balancer={"health_check_failures": 100})) as cluster:
+        info = await cluster.load(str(walk_model), options=SMALL)
+        os.kill(info.pid, signal.SIGSTOP)
+        await until(lambda: cluster.cluster_status().nodes.ready == 0)
+        loading = asyncio.create_task(cluster.load(str(walk_model), options=SMALL))
+        await asyncio.sleep(0)
+        os.kill(info.pid, signal.SIGCONT)
+        async with asyncio.timeout(20):
+            assert (await loading).pid == info.pid
+
+
+async def test_a_closed_cluster_refuses_and_ends_what_waits(walk_model: Path) -> None:
+    cluster = Cluster(quick())
+    (node,) = await cluster.spawn(1, node_type="tiny", model=str(walk_model))
+    heard: list[str] = []
+
+    async def listen() -> None:
+        async with aclosing(cluster.events()) as events:
+            async for event in events:
+                heard.append(event.kind)
+
+    listening = asyncio.create_task(listen())
+    spawning = asyncio.create_task(cluster.spawn(20, node_type="tiny"))
+    os.kill(node.pid, signal.SIGSTOP)
+    stuck = asyncio.create_task(collect(cluster, ask("hello")))
+    draining = asyncio.create_task(cluster.drain(node.id))
+    await until(lambda: "node_starting" in heard)
+    async with asyncio.timeout(30):
+        await cluster.close()
+        await listening
+        results = await asyncio.gather(spawning, stuck, draining, return_exceptions=True)
+    assert all(isinstance(result, LlamboError) or result is None for result in results), results
+    for call in (
+        cluster.spawn(2),
+        cluster.scale(2),
+        cluster.kill(node.id),
+        cluster.restart(node.id),
+        cluster.attach("http://127.0.0.1:9"),
+        cluster.load("built-in"),
+        collect(cluster, ask("hello")),
+    ):
+        with pytest.raises(LlamboError):
+            await call
+    assert children() == 0
 
 
 # --- attached servers ----------------------------------------------------------------------------------------------
@@ -364,3 +456,58 @@ async def test_a_closed_cluster_says_so(walk_model: Path) -> None:
         async for _ in events:
             pass
     assert children() == 0
+
+
+async def test_a_server_is_attached_once_and_a_type_must_exist(cluster: Cluster, walk_model: Path) -> None:
+    async with llama_server(walk_model, ctx=512) as server:
+        node = await cluster.attach(server.url)
+        for again in (server.url, f"{server.url}/", f"{server.url}/v1"):
+            with pytest.raises(NameInUse, match=f"attached already as {node.id}"):
+                await cluster.attach(again)
+        with pytest.raises(BadRequest, match="no node type is called 'nope'"):
+            await cluster.attach("http://127.0.0.1:9", node_type="nope")
+
+
+async def test_what_a_gone_server_leaves_behind_is_nothing(cluster: Cluster, walk_model: Path) -> None:
+    async with llama_server(walk_model, ctx=512) as server:
+        node = await cluster.attach(server.url, api_key="secret")
+        os.kill(server.pid, signal.SIGKILL)
+        await until(lambda: cluster.cluster_status().nodes.dead == 1)
+        async with asyncio.timeout(20):
+            with pytest.raises(LlamboError):
+                await cluster.restart(node.id)
+        detaching = asyncio.create_task(cluster.detach(node.id))
+        await asyncio.sleep(0)
+        detaching.cancel()  # the one who asked goes away
+    await until(lambda: cluster.status().models == ())
+    assert cluster._operating.attached == {}
+    with pytest.raises(NoModel):
+        await collect(cluster, ask("hello"))
+    await cluster.load(str(walk_model), options=SMALL)
+    await collect(cluster, ask("hello"))
+
+
+async def test_a_server_that_comes_back_with_another_model_does_not_serve_it_under_the_old_name(
+    cluster: Cluster, walk_model: Path, tiny_model: Path
+) -> None:
+    async with llama_server(walk_model, ctx=512) as server:
+        node = await cluster.attach(server.url)
+        address = server.url
+    await until(lambda: cluster.cluster_status().nodes.dead == 1)
+    async with llama_server(tiny_model, ctx=512) as other:
+        cluster._operating.attached[node.id] = replace(cluster._operating.attached[node.id], url=other.url)
+        with pytest.raises(LlamboError, match="has the model tiny now, not walk"):
+            await cluster.restart(node.id)
+    assert address != other.url
+
+
+async def test_an_attached_server_that_is_gone_is_replaced_by_a_node_of_ours_where_the_model_is_ours(
+    cluster: Cluster, walk_model: Path
+) -> None:
+    await cluster.spawn(1, node_type="tiny", model=str(walk_model))
+    async with llama_server(walk_model, ctx=512) as server:
+        await cluster.attach(server.url)
+    await until(lambda: cluster.cluster_status().nodes.dead == 1)
+    await cluster.kill("n1")
+    _, done = await collect(cluster, ask("hello"))
+    assert done.node == "n3"

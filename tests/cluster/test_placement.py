@@ -343,11 +343,13 @@ def test_a_model_is_loaded_again_while_its_old_nodes_end() -> None:
     check(driver, [waiting])
 
 
-def test_a_freed_model_with_only_dead_nodes_is_gone_at_once() -> None:
+def test_a_freed_model_with_only_dead_nodes_is_gone_with_them() -> None:
     driver = Driver()
     for _ in range(3):
         driver.end(driver.serve(launcher="attach"))
     driver.tell(ModelRemoved(M))
+    for node, epoch in driver.stopped():
+        driver.tell(NodeStopped(node, epoch))
     assert (driver.world.models, driver.world.nodes) == ({}, {})
     assert "model_removed" in driver.published()
 
@@ -376,3 +378,20 @@ def test_a_miss_in_the_cache_is_learnt_from() -> None:
     assert list(driver.world.index.candidates("", (1, 2, 3))) == []
     driver.finish(driver.ask(), chain=(4,))
     assert node in driver.world.nodes
+
+
+def test_a_request_that_two_nodes_did_not_survive_gets_no_third() -> None:
+    driver = Driver()
+    for _ in range(4):
+        driver.serve()
+    request = driver.ask()
+    for _ in range(2):
+        node, _ = driver.placed[request]
+        driver.end(node, "killed by signal 11 (SIGSEGV)")
+        driver.fail(request, "lost")
+    code, message = driver.refused[request]
+    assert (code, message) == (
+        "node_lost",
+        "2 nodes died as they began with this request; it is not tried on another",
+    )
+    check(driver, [])

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from llambo.cluster.autoscaler import ScalePolicy
-from llambo.cluster.events import DrainWanted, ModelRemoved, NodeStopped, ScaleWanted
+from llambo.cluster.events import (
+    DrainWanted,
+    ModelRemoved,
+    ModelUnloaded,
+    MoveConversations,
+    NodeStartFailed,
+    NodeStopped,
+    ScaleWanted,
+)
+from llambo.cluster.scaling import SETTLE_S
 from llambo.cluster.state import EMBED
 from llambo.cluster.world import Policy
 from tests.simulation.driver import Driver, M, check
@@ -20,7 +29,9 @@ def auto(minimum: int = 1, maximum: int = 8) -> Driver:
             max_crashes=0,
         )
     )
+    driver.after(SETTLE_S + 1)
     driver.start("n1")  # the minimum wanted it
+    driver.after(10)  # the cool-down
     return driver
 
 
@@ -59,11 +70,13 @@ def test_scaling_down_lets_running_answers_finish() -> None:
     assert driver.state("n1") == "gone"
 
 
-def test_somebody_elses_server_is_let_go_last() -> None:
+def test_somebody_elses_servers_are_neither_counted_nor_let_go() -> None:
     driver = Driver()
     driver.serve(launcher="attach")
     driver.serve()
     driver.tell(ScaleWanted(M, 1))
+    assert alive(driver) == ["n1", "n2"]
+    driver.tell(ScaleWanted(M, 0))
     assert alive(driver) == ["n1"]
 
 
@@ -74,7 +87,9 @@ def test_those_given_up_are_replaced_by_scaling_on_command() -> None:
     driver.end("n2")
     assert driver.node("n2").is_given_up
     driver.tell(ScaleWanted(M, 2))
-    assert (driver.started(), driver.state("n2")) == ([("n3", 1)], "gone")
+    assert (driver.started(), driver.stopped()) == ([("n3", 1)], [("n2", 1)])
+    driver.tell(NodeStopped("n2", 1))
+    assert driver.state("n2") == "gone"
 
 
 def test_embedding_nodes_are_not_counted() -> None:
@@ -95,7 +110,7 @@ def test_a_leaving_model_is_not_scaled() -> None:
 def test_load_brings_nodes_and_its_end_takes_them_away() -> None:
     driver = auto()
     requests = [driver.ask(session=f"s{number}") for number in range(8)]
-    driver.after(12)
+    driver.after(8)
     assert len(driver.world.nodes) == 2
     assert "scaled" in driver.published()
     for _ in range(60):
@@ -127,7 +142,6 @@ def test_load_never_brings_more_than_the_maximum() -> None:
 
 def test_the_minimum_is_there_without_any_load() -> None:
     driver = auto(minimum=2)
-    driver.after(11)
     assert len(driver.world.nodes) == 2
 
 
@@ -146,3 +160,44 @@ def test_requests_for_embeddings_bring_no_nodes_for_answers() -> None:
         driver.ask(kind=EMBED)
     driver.after(60)
     assert [node.id for node in driver.world.nodes.values() if EMBED not in node.kinds] == ["n1"]
+
+
+def test_a_model_without_nodes_is_left_alone_while_they_are_being_ordered() -> None:
+    driver = Driver(Policy(auto_scale=True, scale=ScalePolicy(minimum=1)))
+    driver.after(SETTLE_S - 2)
+    assert driver.world.nodes == {}
+    driver.serve()
+    driver.after(SETTLE_S)
+    assert alive(driver) == ["n1"], "two would be one too many"
+
+
+def test_a_model_whose_nodes_cannot_start_is_tried_again_now_and_then_and_not_all_the_time() -> None:
+    driver = auto()
+    driver.tell(DrainWanted("n1"))
+    driver.tell(NodeStopped("n1", 1))
+    tries = 0
+    for _ in range(60):
+        driver.after(1)
+        for node in list(driver.world.nodes.values()):
+            tries += 1
+            driver.tell(NodeStartFailed(node.id, node.epoch, "bad_model", "it is no model"))
+    assert 2 <= tries <= 7
+
+
+def test_a_model_that_made_room_has_no_minimum_until_it_is_asked_for() -> None:
+    driver = auto()
+    driver.tell(ModelUnloaded(M))
+    driver.tell(NodeStopped("n1", 1))
+    driver.after(60)
+    assert driver.world.nodes == {}
+    driver.ask()
+    assert alive(driver) == ["n2"]
+    assert driver.node("n2").is_on_demand
+
+
+def test_nodes_that_go_together_hand_nothing_to_each_other() -> None:
+    driver = Driver()
+    for _ in range(5):
+        driver.serve()
+    driver.tell(ScaleWanted(M, 1))
+    assert {command.target for command in driver.all_said(MoveConversations)} == {"n1"}

@@ -10,7 +10,7 @@ from llambo.core import errors
 def all_errors() -> list[type[errors.LlamboError]]:
     found = [errors.LlamboError]
     for one in found:
-        found += one.__subclasses__()
+        found += [child for child in one.__subclasses__() if child.__module__ == errors.__name__]
     return found
 
 

@@ -1,4 +1,4 @@
-"""The daemon: one cluster for this home, its control socket and the bridge protocol in front of it.
+"""The daemon: one cluster for this home, with the namespace and the bridge protocol in front of it.
 
 Owns the order in which things come up and go away, and that there is only one. What the cluster does is its business.
 """
@@ -20,15 +20,12 @@ from llambo.cli import common, serving
 from llambo.core.errors import BadRequest, LlamboError, NameInUse, NotFound
 
 if TYPE_CHECKING:
-    from llambo.bridge.listen import BoundSocket
     from llambo.cluster.control import Control
-    from llambo.core.config import Settings
+    from llambo.core.config import Config, Settings
 
 app = typer.Typer(**common.APP_OPTIONS)
 
 LOG_NAME = "daemon.log"
-CONTROL_SOCKET = "control.sock"
-BRIDGE_SOCKET = "bridge.sock"
 _LOCK_NAME = "daemon.lock"
 
 
@@ -67,12 +64,12 @@ def run(
     from llambo.core import log, paths
 
     try:
-        settings = configuration.load(config_file, {"cluster.launcher": launcher}).settings
+        loaded = configuration.load(config_file, {"cluster.launcher": launcher})
         with _only_one(paths.home()):
             log_path = paths.home() / "logs" / LOG_NAME
             log.to_file(log_path, verbose=verbose)
             serving.prepare_process()
-            uvloop.run(_serve(settings, log_path, report, as_json=as_json))
+            uvloop.run(_serve(loaded, log_path, report, as_json=as_json))
     except RunsAlready as error:
         report.failed(NameInUse("a cluster runs for this home already"), runs=error.pid)
         raise
@@ -103,52 +100,40 @@ def _only_one(home: Path) -> Iterator[None]:
         yield
 
 
-async def _serve(settings: Settings, log_path: Path, report: serving.Report, *, as_json: bool) -> None:
-    from llambo.bridge.server import BridgeServer
+async def _serve(config: Config, log_path: Path, report: serving.Report, *, as_json: bool) -> None:
     from llambo.cli import running
+    from llambo.cli.front import Front
     from llambo.cluster import checkpoint
     from llambo.cluster.api import Cluster
-    from llambo.control.server import ControlServer
     from llambo.core import paths
-    from llambo.core.tokens import TokenStore
 
-    runtime_dir = paths.make_private_dir(paths.runtime_dir())
-    control_path, bridge_path = runtime_dir / CONTROL_SOCKET, runtime_dir / BRIDGE_SOCKET
+    settings = config.settings
     async with Cluster(
         settings,
         log_dir=paths.home() / "logs" / "nodes",
         state_path=checkpoint.path_of(settings.state.path, paths.home()),
         on_demand=settings.models.on_demand,
     ) as cluster:
-        bridge = BridgeServer(
-            cluster,
-            bridge_path,
-            listen=settings.bridge.listen,
-            tokens=TokenStore(paths.home() / "tokens.json"),
-            settings=serving.bridge_settings(settings),
-        )
-        serving.stop_on_signals(bridge)
-        bound = _bind(control_path)
-        control = ControlServer(cluster, bound.socket, request_stop=bridge.request_stop)
+        front = Front(cluster, config, paths.make_private_dir(paths.runtime_dir()))
+        serving.stop_on_signals(front)
         work: asyncio.Task[None] | None = None
         try:
-            await bridge.start()
-            await control.start()
-            work = asyncio.create_task(bridge.serve())
+            await front.start()
+            work = asyncio.create_task(front.serve())
             with running.announced(
-                str(bridge_path),
+                str(front.bridge_path),
                 log=log_path,
                 drain_timeout_s=settings.bridge.drain_timeout,
                 name=running.DAEMON,
-                control=str(control_path),
+                styx=front.styx_addresses[0],
             ):
                 problems = await _unless_stopped(_bring_up(cluster, settings, report), work)
                 if problems is None:
                     report.failed(LlamboError("the cluster was stopped before it was ready"))
                     return
                 facts = {
-                    "control": str(control_path),
-                    "bridge": bridge.addresses,
+                    "styx": front.styx_addresses,
+                    "bridge": front.bridge_addresses,
                     "log": str(log_path),
                     "pid": os.getpid(),
                     "nodes": cluster.cluster_status().nodes.total,
@@ -157,25 +142,10 @@ async def _serve(settings: Settings, log_path: Path, report: serving.Report, *, 
                 _tell_ready(facts, report, as_json=as_json)
                 await work
         finally:
-            await _take_down(bridge, work)
-            await control.close()
-            bound.remove_file()
-
-
-def _bind(path: Path) -> BoundSocket:
-    from llambo.bridge.listen import bind_unix
-
-    try:
-        return bind_unix(path, backlog=128)
-    except NameInUse:
-        raise NameInUse(f"{path} is in use by another home's cluster; set LLAMBO_RUNTIME_DIR for this one") from None
-
-
-async def _take_down(bridge: Any, work: asyncio.Task[None] | None) -> None:
-    if work is not None:
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
-    await bridge.stop(0)
+            if work is not None:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+            await front.close()
 
 
 async def _unless_stopped(bringing_up: Coroutine[Any, Any, list[str]], work: asyncio.Task[None]) -> list[str] | None:
@@ -233,9 +203,9 @@ def _tell_ready(facts: dict[str, Any], report: serving.Report, *, as_json: bool)
 def describe(facts: dict[str, Any]) -> str:
     """Where a cluster listens, for people."""
     lines = [
-        f"control socket  {facts['control']}",
-        f"bridge          {', '.join(facts['bridge'])}",
-        f"log             {facts['log']}",
+        f"namespace  {', '.join(facts['styx'])}",
+        f"bridge     {', '.join(facts['bridge'])}",
+        f"log        {facts['log']}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llambo.cli import common
-from llambo.cli.daemon_client import node_progress, the_daemon
+from llambo.cli.daemon_client import ask_to_stop, node_progress, the_daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,7 +81,7 @@ def _launch(config: Path | None, launcher: str | None, *, as_json: bool) -> None
 def _tell_found(found: Any, *, as_json: bool) -> None:
     from llambo.cli import daemon
 
-    facts = {"pid": found.pid, "control": found.control, "bridge": [f"unix!{found.socket}"], "log": found.log}
+    facts = {"pid": found.pid, "styx": [found.styx], "bridge": [f"unix!{found.socket}"], "log": found.log}
     if as_json:
         common.print_json({"started": False, **facts})
         return
@@ -104,11 +104,8 @@ def _tell_lost(pid: int, *, as_json: bool) -> None:
 def shutdown() -> None:
     """Stops the cluster: answers in flight finish, then its nodes end; the checkpoint stays for the next init."""
     from llambo.cli import launching
-    from llambo.control import protocol
-    from llambo.control.client import ControlClient
 
     found = the_daemon()
-    with ControlClient(found.control) as client:
-        client.call(protocol.Shutdown())
+    ask_to_stop()
     launching.wait_for_end(found.pid, found.drain_timeout_s + _STOP_MARGIN_S, what="the cluster")
     sys.stdout.write("the cluster is stopped\n")

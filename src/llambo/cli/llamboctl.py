@@ -13,6 +13,7 @@ from llambo.cli import (
     logs,
     looks,
     models,
+    mounting,
     nodes,
     tokens,
     top,
@@ -23,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Controls Llambo: the cluster and its nodes, bridges, models, tokens and the configuration.",
 )
-for part in (daemon_control, nodes, looks, top, infer, logs, models, configuration):
+for part in (daemon_control, nodes, looks, top, infer, logs, models, configuration, mounting):
     part.register(app)
 app.add_typer(bridge_control.app, name="bridge")
 app.add_typer(tokens.app, name="token")

@@ -11,7 +11,7 @@ from typing import IO, Annotated
 
 import typer
 
-from llambo.cli.daemon_client import connected, the_daemon
+from llambo.cli.daemon_client import look, the_daemon
 from llambo.core.errors import NotFound, Unreachable
 
 _LOOK_S = 0.2  # between two looks at a file that is followed
@@ -57,11 +57,7 @@ def _of_daemon() -> tuple[Path, int]:
 
 
 def _of_node(node_id: str) -> tuple[Path, int]:
-    from llambo.control import protocol
-
-    with connected() as client:
-        nodes = client.call(protocol.Nodes())
-    for node in nodes:
+    for node in look()["node_list"]:
         if node["id"] == node_id:
             if not node["log"]:
                 raise NotFound(f"node {node_id} has no log here: it is not a process of this machine")

@@ -11,23 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from llambo.cli import common
-from llambo.cli.daemon_client import connected
+from llambo.cli.daemon_client import command, look, read
 from llambo.core.errors import BadRequest
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to a command line."""
-    for command in (status, health, balancer, metrics, checkpoint):
-        app.command()(command)
+    for verb in (status, health, balancer, metrics, checkpoint):
+        app.command()(verb)
 
 
 def _status() -> dict[str, Any]:
-    from llambo.control import protocol
-
-    with connected() as client:
-        facts: dict[str, Any] = client.call(protocol.Status())
-    # Nothing serves HTTP or Styx yet; the keys are promised.
-    return {**facts, "http": None, "styx": []}
+    facts: dict[str, Any] = look()
+    return facts
 
 
 def status(as_json: common.Json = False) -> None:
@@ -89,12 +85,11 @@ def balancer(
     as_json: common.Json = False,
 ) -> None:
     """Shows how requests are spread, or changes the strategy."""
-    from llambo.control import protocol
-
     if what != "stats":
         raise BadRequest(f"balancer has no {what!r}: say llamboctl balancer stats, or balancer --strategy S")
-    with connected() as client:
-        stats = client.call(protocol.Balancer(strategy))
+    if strategy:
+        command("balancer", strategy=strategy)
+    stats = look()["balancer"]
     if as_json:
         common.print_json(stats)
         return
@@ -115,12 +110,9 @@ def metrics(
     export: Annotated[str, typer.Option(metavar="FORMAT", help="prometheus or json.")] = "prometheus",
 ) -> None:
     """Prints the live figures."""
-    from llambo.control import protocol
-
     if export not in {"prometheus", "json"}:
         raise BadRequest(f"--export {export}: give prometheus or json")
-    with connected() as client:
-        text = client.call(protocol.Metrics())
+    text = read("metrics").decode()
     if export == "prometheus":
         sys.stdout.write(text)
         return
@@ -136,8 +128,6 @@ def checkpoint(
     restore: Annotated[bool, typer.Option("--restore", help="Bring back what it holds, beside what there is.")] = False,
 ) -> None:
     """Shows, saves or restores the state of the cluster: models, nodes, strategy."""
-    from llambo.control import protocol
-
     if show + save + restore != 1:
         raise BadRequest("give one of --show, --save and --restore")
     if show:
@@ -145,20 +135,13 @@ def checkpoint(
             raise BadRequest("--show prints the state as it is now and takes no path; a file is read with cat")
         import msgspec
 
-        with connected() as client:
-            state = client.call(protocol.Checkpoint())
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(state), indent=2).decode() + "\n")
+        sys.stdout.write(msgspec.json.format(read("checkpoint").strip(), indent=2).decode() + "\n")
         return
     from pathlib import Path
 
     where = str(Path(path).expanduser().absolute()) if path else ""  # the daemon has a directory of its own
-    with connected() as client:
-        if save:
-            sys.stdout.write(f"{client.call(protocol.Save(where))}\n")
-            return
-        problems = client.call(protocol.Restore(where), timeout_s=None)
-    for problem in problems:
-        sys.stderr.write(f"llamboctl: {problem}\n")
-    if problems:
-        common.finish(1)
+    if save:
+        sys.stdout.write("".join(f"{line}\n" for line in command("checkpoint", path=where)))
+        return
+    command("restore", path=where)
     sys.stdout.write("restored\n")

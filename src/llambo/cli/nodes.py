@@ -1,6 +1,6 @@
 """`llamboctl` commands that change which nodes there are: spawn, attach, scale, drain, kill and their like.
 
-Owns what these commands print; what they mean is `cluster.control.Control`'s business.
+Owns what these commands print; what they mean is the business of the namespace's `ctl`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from llambo.cli import common
-from llambo.cli.daemon_client import connected, model_ref, node_progress
+from llambo.cli.daemon_client import command, look, model_ref, nodes_named
 from llambo.core.errors import BadRequest
 
 NodeId = Annotated[str, typer.Argument(metavar="ID", help="The node's id, as `llamboctl nodes` shows it.")]
@@ -22,8 +22,8 @@ NodeType = Annotated[str, typer.Option("--type", metavar="T", help="Node type: t
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to a command line."""
-    for command in (spawn, attach, detach, scale, drain, kill, restart, pin, unpin, nodes):
-        app.command()(command)
+    for verb in (spawn, attach, detach, scale, drain, kill, restart, pin, unpin, nodes):
+        app.command()(verb)
 
 
 def spawn(
@@ -34,12 +34,8 @@ def spawn(
     as_json: common.Json = False,
 ) -> None:
     """Starts nodes and returns once all of them are ready."""
-    from llambo.control import protocol
-
-    call = protocol.Spawn(count, node_type, model_ref(model), slots)
-    with connected() as client, node_progress("starting nodes") as progress:
-        started = client.call(call, timeout_s=None, progress=progress)
-    _tell_nodes(started, "started", as_json=as_json)
+    ids = command("spawn", title="starting nodes", n=count, type=node_type, model=model_ref(model), slots=slots)
+    _tell_nodes(ids, "started", as_json=as_json)
 
 
 def scale(
@@ -49,16 +45,12 @@ def scale(
     as_json: common.Json = False,
 ) -> None:
     """Makes it N nodes: starts more, or drains the least busy ones."""
-    from llambo.control import protocol
-
     wanted = {number for number in (count, count_option) if number is not None}
     if len(wanted) != 1:
         raise BadRequest("say how many nodes there shall be, once: llamboctl scale 4")
-    call = protocol.Scale(wanted.pop(), model_ref(model))
-    with connected() as client, node_progress("scaling") as progress:
-        left = client.call(call, timeout_s=None, progress=progress)
+    left = command("scale", title="scaling", n=wanted.pop(), model=model_ref(model))
     if as_json:
-        common.print_json(left)
+        common.print_json(nodes_named(left))
     else:
         sys.stdout.write(f"{_count(len(left))}\n")
 
@@ -72,58 +64,43 @@ def attach(
     as_json: common.Json = False,
 ) -> None:
     """Takes in a running llama-server, or any server with OpenAI's API, as a node."""
-    from llambo.control import protocol
-
     key = os.environ.get(api_key_env, "") if api_key_env else ""
     if api_key_env and not key:
         raise BadRequest(f"the environment variable {api_key_env} is not set: it should hold the server's API key")
-    with connected() as client:
-        node = client.call(protocol.Attach(url, node_type, key, api_key_env), timeout_s=None)
-    _tell_nodes([node], "attached", as_json=as_json)
+    # Written to a file of the daemon: the key is in no process list, and the daemon shows it nowhere.
+    ids = command("attach", url=url, type=node_type, key=key, key_env=api_key_env)
+    _tell_nodes(ids, "attached", as_json=as_json)
 
 
 def detach(node: NodeId) -> None:
     """Lets an attached node finish, then forgets it."""
-    from llambo.control import protocol
-
-    _do(protocol.Detach(node), f"node {node} is detached")
+    _do("detach", f"node {node} is detached", id=node)
 
 
 def drain(node: NodeId) -> None:
     """Lets a node finish what it is doing, then ends it."""
-    from llambo.control import protocol
-
-    _do(protocol.Drain(node), f"node {node} is drained")
+    _do("drain", f"node {node} is drained", id=node)
 
 
 def kill(node: NodeId) -> None:
     """Ends a node at once; what it was answering goes on elsewhere."""
-    from llambo.control import protocol
-
-    _do(protocol.Kill(node), f"node {node} is gone")
+    _do("kill", f"node {node} is gone", id=node)
 
 
 def restart(node: NodeId, as_json: common.Json = False) -> None:
     """Ends a node's process and starts it again."""
-    from llambo.control import protocol
-
-    with connected() as client:
-        info = client.call(protocol.Restart(node), timeout_s=None)
-    _tell_nodes([info], "restarted", as_json=as_json)
+    command("restart", id=node)
+    _tell_nodes([node], "restarted", as_json=as_json)
 
 
 def pin(model: Annotated[str, typer.Argument(metavar="MODEL", help="A loaded model's name.")]) -> None:
     """Keeps a model from being unloaded to make room for another."""
-    from llambo.control import protocol
-
-    _do(protocol.Pin(model, True), f"model {model} is pinned")
+    _do("pin", f"model {model} is pinned", model=model)
 
 
 def unpin(model: Annotated[str, typer.Argument(metavar="MODEL", help="A loaded model's name.")]) -> None:
     """Lets a model be unloaded again when there is no room."""
-    from llambo.control import protocol
-
-    _do(protocol.Pin(model, False), f"model {model} is not pinned any more")
+    _do("unpin", f"model {model} is not pinned any more", model=model)
 
 
 def nodes(
@@ -131,12 +108,9 @@ def nodes(
     as_json: common.Json = False,
 ) -> None:
     """Lists the nodes."""
-    from llambo.control import protocol
-
     if what != "list":
         raise BadRequest(f"nodes has no {what!r}: say llamboctl nodes, or llamboctl nodes list")
-    with connected() as client:
-        found = client.call(protocol.Nodes())
+    found = look("nodes.json")
     if as_json:
         common.print_json(found)
     elif not found:
@@ -170,9 +144,8 @@ def table(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _do(call: Any, done: str) -> None:
-    with connected() as client:
-        client.call(call, timeout_s=None)
+def _do(name: str, done: str, **values: str) -> None:
+    command(name, **values)
     sys.stdout.write(f"{done}\n")
 
 
@@ -180,9 +153,9 @@ def _count(number: int) -> str:
     return f"{number} {'node' if number == 1 else 'nodes'}"
 
 
-def _tell_nodes(found: list[dict[str, Any]], done: str, *, as_json: bool) -> None:
+def _tell_nodes(ids: list[str], done: str, *, as_json: bool) -> None:
     if as_json:
-        common.print_json(found)
+        common.print_json(nodes_named(ids))
         return
-    shown = ", ".join(node["id"] for node in found[:10]) + (", …" if len(found) > 10 else "")
-    sys.stdout.write(f"{_count(len(found))} {done}: {shown}\n")
+    shown = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")
+    sys.stdout.write(f"{_count(len(ids))} {done}: {shown}\n")

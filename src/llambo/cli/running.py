@@ -25,7 +25,7 @@ DAEMON = "daemon.json"
 class Running(msgspec.Struct, frozen=True):
     """A program: its process, when that was born (so that a reused process id is not taken for it), where it listens.
 
-    `socket` speaks the bridge protocol, `control` (the daemon's alone) the control protocol.
+    `socket` speaks the bridge protocol, `styx` (the daemon's alone) is the dial string of its namespace.
     """
 
     pid: int
@@ -33,13 +33,11 @@ class Running(msgspec.Struct, frozen=True):
     socket: str
     log: str
     drain_timeout_s: float
-    control: str = ""
+    styx: str = ""
 
 
 @contextmanager
-def announced(
-    socket: str, *, log: Path, drain_timeout_s: float, name: str = BRIDGE, control: str = ""
-) -> Iterator[None]:
+def announced(socket: str, *, log: Path, drain_timeout_s: float, name: str = BRIDGE, styx: str = "") -> Iterator[None]:
     """Writes this process down under `name` for the block.
 
     One that lives and is written down already stays: a second bridge on another socket is fine, the first is found.
@@ -49,7 +47,7 @@ def announced(
     if find(name) is not None:
         yield
         return
-    me = Running(os.getpid(), psutil.Process().create_time(), socket, str(log), drain_timeout_s, control)
+    me = Running(os.getpid(), psutil.Process().create_time(), socket, str(log), drain_timeout_s, styx)
     path = paths.make_private_dir(paths.runtime_dir()) / name
     try:
         part = path.with_suffix(f".{me.pid}")

@@ -10,13 +10,24 @@ import contextlib
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from llambo.bridge.server import BridgeServer
     from llambo.bridge.settings import BridgeSettings
     from llambo.core.config import Settings
     from llambo.core.errors import LlamboError
+
+
+class Stoppable(Protocol):
+    """Something that serves."""
+
+    def request_stop(self) -> None:
+        """Asks for an end once what goes on is over."""
+        ...
+
+    async def stop(self, drain_timeout_s: float, /) -> None:
+        """Ends it, at once with 0."""
+        ...
 
 
 class Report:
@@ -80,7 +91,7 @@ def bridge_settings(settings: Settings) -> BridgeSettings:
     )
 
 
-def stop_on_signals(server: BridgeServer) -> None:
+def stop_on_signals(server: Stoppable) -> None:
     """The first signal asks for a stop, the next one ends everything that still goes on."""
     loop = asyncio.get_running_loop()
     hurrying: list[asyncio.Task[None]] = []

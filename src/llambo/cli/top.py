@@ -37,16 +37,16 @@ def top(
         raise BadRequest("top needs a terminal; elsewhere use: llamboctl status --json, llamboctl nodes --json")
     if not 0.1 <= interval <= 3600:
         raise BadRequest(f"--interval must be between 0.1 and 3600 seconds, not {interval:g}")
+    import msgspec
     from rich.console import Console
     from rich.live import Live
-
-    from llambo.control import protocol
 
     with connected() as client, _single_keys():
         console = Console()
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                facts, nodes = client.call(protocol.Status()), client.call(protocol.Nodes())
+                facts = msgspec.json.decode(client.read_file("status.json"))
+                nodes = msgspec.json.decode(client.read_file("nodes.json"))
                 live.update(_screen(facts, nodes, console.height), refresh=True)
                 if _is_quit_within(interval):
                     return

@@ -72,7 +72,8 @@ class Cluster:
             request_for=self._request_for,
             changed=self._changed,
             observer=self._metrics,
-            make_room=Eviction(self._room_limits, local, lambda: self._runtime) if on_demand else None,
+            heard=self._heard,
+            make_room=self._eviction(local) if on_demand else None,
         )
         self._operating = Operating(
             self._runtime, self._catalogue, settings, local=local, attach=attach, default_model=self._default_name
@@ -168,7 +169,7 @@ class Cluster:
     ) -> list[NodeInfo]:
         """See `Control.spawn`."""
         ids = await self._operating.spawn(count, node_type=node_type, model=model, slots=slots, progress=progress)
-        return self._node_infos(ids)
+        return [node for node in await self.nodes() if node.id in ids]
 
     async def attach(self, url: str, *, node_type: str = "", api_key: str = "", api_key_env: str = "") -> NodeInfo:
         """See `Control.attach`."""
@@ -178,22 +179,19 @@ class Cluster:
     async def detach(self, node_id: str) -> None:
         """See `Control.detach`."""
         await self._operating.detach(node_id)
-        self._forget_attached()
 
     async def scale(self, count: int, *, model: str = "", progress: SpawnProgress | None = None) -> list[NodeInfo]:
         """See `Control.scale`."""
-        await self._operating.scale(count, model=model, progress=progress)
-        return self._node_infos(list(self._world.nodes))
+        name = await self._operating.scale(count, model=model, progress=progress)
+        return [node for node in await self.nodes() if node.model == name]
 
     async def drain(self, node_id: str) -> None:
         """See `Control.drain`."""
         await self._operating.drain(node_id)
-        self._forget_attached()
 
     async def kill(self, node_id: str) -> None:
         """See `Control.kill`."""
         await self._operating.kill(node_id)
-        self._forget_attached()
 
     async def restart(self, node_id: str) -> NodeInfo:
         """See `Control.restart`."""
@@ -307,12 +305,6 @@ class Cluster:
             for node in nodes
         ]
 
-    def _forget_attached(self) -> None:
-        """A model that only attached servers had is gone with the last of them."""
-        for name in [n for n, entry in self._catalogue.entries.items() if entry.file is None]:
-            if name not in self._world.models:
-                del self._catalogue.entries[name]
-
     def _request_for(self, node: Node) -> NodeRequest:
         return self._operating.request_for(node)
 
@@ -320,8 +312,17 @@ class Cluster:
         if self._settings.state.checkpoint_on_change:
             self._keeper.save_soon()
 
-    def _room_limits(self) -> int:
-        return self._settings.models.max_loaded
+    def _eviction(self, launcher: Launcher) -> Eviction:
+        patience_s = self._settings.orchestrator.queue_timeout
+        return Eviction(self._settings.models.max_loaded, patience_s, launcher, lambda: self._runtime)
+
+    def _heard(self, event: ClusterEvent) -> None:
+        self._metrics.happened(event)
+        match event.kind:
+            case "node_gone":
+                self._operating.forget(event.fields["node"])
+            case "model_removed":
+                self._catalogue.entries.pop(event.fields["model"], None)
 
 
 def _policy(settings: config.Settings) -> Policy:

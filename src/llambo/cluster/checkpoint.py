@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from llambo.core.types import LoadOptions
 
 VERSION = 1
 FILE_NAME = "cluster-state.json"
+_NODE_ID = re.compile(r"n[1-9][0-9]{0,8}")
+_MAX_SLOTS = 256
+_MAX_CTX = 2**24
 _MAX_BYTES = 64 * 2**20  # ten thousand nodes need 2 MiB: what is larger is no checkpoint
 
 
@@ -32,7 +37,10 @@ class ModelState(msgspec.Struct, frozen=True):
 
 
 class NodeState(msgspec.Struct, frozen=True):
-    """A node that was wanted. `url` is set for an attached one; `api_key_env` names the variable that holds its key."""
+    """A node that was wanted. `url` is set for an attached one; `api_key_env` names the variable that holds its key.
+
+    `ctx` is in tokens per slot, and of an attached one alone: ours get what their type or their model has.
+    """
 
     id: str
     type: str = ""
@@ -40,6 +48,7 @@ class NodeState(msgspec.Struct, frozen=True):
     slots: int = 0
     url: str = ""
     api_key_env: str = ""
+    ctx: int = 0
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -81,11 +90,36 @@ def decode(data: bytes) -> Checkpoint:
         version = msgspec.json.decode(data, type=_Head).version
         if version != VERSION:
             raise BadRequest(f"it has version {version}, and this Llambo reads version {VERSION}")
-        return msgspec.json.decode(data, type=Checkpoint)
+        checkpoint = msgspec.json.decode(data, type=Checkpoint)
     except msgspec.ValidationError as error:
         raise BadRequest(f"{error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"it is not valid JSON: {error}") from None
+    _check(checkpoint)
+    return checkpoint
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Raises `BadRequest` where the parts cannot have been written by us."""
+    for model in checkpoint.models:
+        if not model.name or not model.ref:
+            raise BadRequest("it has a model without a name or without what it was loaded from")
+    for node in checkpoint.nodes:
+        if not _NODE_ID.fullmatch(node.id):
+            raise BadRequest(f'{node.id[:40]!r} is no id of a node: those are "n" and a number, such as n7')
+        for what, count, most in (("slots", node.slots, _MAX_SLOTS), ("ctx", node.ctx, _MAX_CTX)):
+            if not 0 <= count <= most:
+                raise BadRequest(f"the {what} of node {node.id} must be between 0 and {most}, not {count}")
+    _check_once("model", (model.name for model in checkpoint.models))
+    _check_once("node", (node.id for node in checkpoint.nodes))
+
+
+def _check_once(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise BadRequest(f"it has {what} {name[:40]} twice")
+        seen.add(name)
 
 
 def read(path: Path) -> Checkpoint:

@@ -34,6 +34,13 @@ class ModelRemoved:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelUnloaded:
+    """A model makes room for another: its nodes end, it stays known, and comes back when it is asked for."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelPinned:
     """A model may not (or may) be unloaded to make room."""
 
@@ -43,7 +50,11 @@ class ModelPinned:
 
 @dataclass(frozen=True, slots=True)
 class NodeWanted:
-    """A node is to start; `id` "" takes the next number, `kinds` is what it will do."""
+    """A node is to start; `id` "" takes the next number, `kinds` is what it will do.
+
+    `is_known` for one that served before a restart: should it not start, it is tried again later, not forgotten.
+    `is_on_demand` for one that nobody ordered: other models may be unloaded for it.
+    """
 
     model: str
     type: str
@@ -51,6 +62,8 @@ class NodeWanted:
     launcher: str = "local"
     kinds: frozenset[str] = frozenset({GENERATE})
     id: str = ""
+    is_known: bool = False
+    is_on_demand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +75,7 @@ class NodeStarted:
     slots: int
     ctx: int
     kinds: frozenset[str] | None = None
+    likeness: str = ""  # nodes of one likeness answer the probe alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +223,7 @@ class Ticked:
 Event = (
     ModelAdded
     | ModelRemoved
+    | ModelUnloaded
     | ModelPinned
     | NodeWanted
     | NodeStarted

@@ -3,7 +3,7 @@
 1. Serving nodes are checked in turns. One missed check makes a node suspect, several in a row end its process; a lost
    connection is as good as a missed check.
 2. Now and then the check is an answer to a fixed prompt. A node that twice answers other than the majority of its
-   peers is taken out: ours is started again, another's waits until it agrees.
+   peers (of its pool, reached in the same way) is taken out: ours is started again, another's waits until it agrees.
 
 Pure; a hand of `orchestrator`.
 """
@@ -99,9 +99,8 @@ class Health:
         node.answer = answer
         answers = (
             peer.answer
-            for pool in self._world.models[node.model].pools
-            for peer in pool.nodes.values()
-            if peer is not node and peer.answer is not None and serves(peer)
+            for peer in self._world.pool_of(node).nodes.values()
+            if peer is not node and peer.answer is not None and serves(peer) and peer.likeness == node.likeness
         )
         peers = list(islice(answers, MAX_PEERS))
         most, votes = Counter(peers).most_common(1)[0] if peers else (answer, 0)

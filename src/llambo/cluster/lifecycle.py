@@ -27,7 +27,7 @@ from llambo.cluster.events import (
 )
 from llambo.cluster.health import Health
 from llambo.cluster.placement import Placement
-from llambo.cluster.state import ATTACHED, EMBED, EMBEDDING_TYPE, GENERATE, LOCAL, Change, Model, Node, NodeState
+from llambo.cluster.state import ATTACHED, EMBED, EMBEDDING_TYPE, GENERATE, LOCAL, Change, Model, Node, NodeState, Pool
 from llambo.cluster.world import Timer, World, serves
 
 BACKOFF_S = 0.5
@@ -50,7 +50,7 @@ class Lifecycle:
         model = models.get(event.name)
         if model is None:
             models[event.name] = Model(event.name, event.options, event.type, event.pinned, attached=event.attached)
-            models[event.name].last_used = self._world.now
+            models[event.name].last_used = models[event.name].added_at = self._world.now
             self._world.publish("model_added", model=event.name)
         else:
             model.options, model.type, model.pinned = event.options, event.type, event.pinned
@@ -71,12 +71,20 @@ class Lifecycle:
         self._forget_if_empty(model)
         self._world.say(SaveCheckpoint())
 
+    def unload_model(self, name: str) -> None:
+        """The model makes room."""
+        model = self._world.models.get(name)
+        if model is not None:
+            model.is_unloaded = True
+            for node in model.nodes():
+                self.kill(node, "its model made room for another")
+
     def ensure_some(self, model: Model, kind: str) -> None:
         """Starts a first node for requests that wait while there is none: on demand, or up from zero."""
         if model.is_leaving or not any(flight.route.kind == kind for flight in model.queue.one_of_each()):
             return
         pools = [pool for pool in model.pools if kind in pool.kinds]
-        if any(pool.coming for pool in pools):
+        if any(pool.coming for pool in pools) and not self._is_left_alone(model, pools):
             return
         given_up = next((node for pool in pools for node in pool.nodes.values() if node.is_given_up), None)
         if given_up is not None:
@@ -85,7 +93,12 @@ class Lifecycle:
             self.placement.refuse_hopeless(model)
         else:
             node_type = EMBEDDING_TYPE if kind == EMBED else model.type
-            self.want(NodeWanted(model.name, node_type, model.options, kinds=frozenset({kind})))
+            self.want(NodeWanted(model.name, node_type, model.options, kinds=frozenset({kind}), is_on_demand=True))
+
+    def _is_left_alone(self, model: Model, pools: list[Pool]) -> bool:
+        """Whether a model of ours has nothing but servers of others, and those are gone."""
+        nodes = [node for pool in pools for node in pool.nodes.values() if node.is_coming]
+        return not model.attached and all(n.launcher == ATTACHED and n.state is NodeState.DEAD for n in nodes)
 
     def reconsider(self, model: Model) -> None:
         """The nodes of the model are others now: whoever waits gets a first one, or is refused when none will come."""
@@ -103,6 +116,8 @@ class Lifecycle:
         world.use_number(number)
         node = Node(f"n{number}", number, event.model, event.type, event.options, event.launcher, event.kinds)
         node.slots, node.ctx = max(1, event.options.slots), event.options.ctx
+        node.has_served, node.is_on_demand = event.is_known, event.is_on_demand
+        world.models[event.model].is_unloaded = False
         world.add_node(node)
         world.say(StartNode(node.id, node.epoch))
         world.publish("node_starting", node=node.id, model=node.model, type=node.type)
@@ -119,6 +134,7 @@ class Lifecycle:
             return
         node.has_served = True
         world.describe(node, max(1, event.slots), event.ctx, node.kinds if event.kinds is None else event.kinds)
+        node.likeness = event.likeness
         node.missed = node.wrong_answers = 0
         node.answer, node.is_probed = None, False
         world.change(node, Change.STARTED)
@@ -135,8 +151,10 @@ class Lifecycle:
         if node is None or node.state is not NodeState.STARTING:
             return
         world.publish("node_failed", node=node.id, epoch=node.epoch, reason=event.message)
+        world.models[node.model].failed_at = world.now
         if node.has_served:
             world.change(node, Change.FAILED, event.message)
+            world.say(TellNodeGone(node.id, event.code, event.message))  # who waits for it has waited for this try
             self._restart_later(node)
         else:
             self._forget(node, event.code, event.message)
@@ -172,11 +190,11 @@ class Lifecycle:
             return
         node.is_leaving = True
         if node.state is NodeState.DEAD:
-            self._forget(node, "node_lost", reason)
-            return
-        node.busy = 0
-        world.change(node, Change.ENDED, reason)
-        world.say(StopNode(node.id, node.epoch, reason))
+            world.pool_of(node).refresh(node)
+        else:
+            node.busy = 0
+            world.change(node, Change.ENDED, reason)
+        world.say(StopNode(node.id, node.epoch, reason))  # also of a dead one: its process may still be ending
         world.say(SaveCheckpoint())
         self.reconsider(world.models[node.model])
 
@@ -230,25 +248,30 @@ class Lifecycle:
         self.ended(node.id, node.epoch, reason)
 
     def _well_again(self, node: Node) -> None:
+        self._world.say(TellNodeReady(node.id))
         self.placement.serve_queue(self._world.models[node.model], node)
         self.reconsider(self._world.models[node.model])
 
     # --- drain ----------------------------------------------------------------------------------------------------
 
-    def drain(self, node: Node) -> None:
-        """Rule 3."""
+    def drain(self, nodes: list[Node]) -> None:
+        """Rule 3. All of them are going before any hands something on, so that none takes what it cannot keep."""
         world = self._world
-        if node.state is NodeState.DRAINING or node.is_leaving:
-            return
-        if node.state in (NodeState.DEAD, NodeState.STARTING):
-            self.kill(node, "it was drained")
-            return
-        world.change(node, Change.DRAINED)
-        world.publish("node_draining", node=node.id, busy=node.busy)
+        draining: list[Node] = []
+        for node in nodes:
+            if node.state is NodeState.DRAINING or node.is_leaving:
+                continue
+            if node.state in (NodeState.DEAD, NodeState.STARTING):
+                self.kill(node, "it was drained")
+                continue
+            world.change(node, Change.DRAINED)
+            world.publish("node_draining", node=node.id, busy=node.busy)
+            draining.append(node)
         world.say(SaveCheckpoint())
-        if node.busy == 0:
-            self._idle(node)
-        self.reconsider(world.models[node.model])
+        for node in draining:
+            if node.busy == 0:
+                self._idle(node)
+            self.reconsider(world.models[node.model])
 
     def moved(self, event: ConversationsMoved) -> None:
         """The warm conversations are elsewhere; now the node may end."""

@@ -61,6 +61,7 @@ class Loads:
 
     async def load(self, ref: str, name: str, options: LoadOptions) -> None:
         """See `Door.load`."""
+        self._runtime.check_open()
         loading = self._loading.get(name)
         while loading is not None and loading.is_given_up:
             await asyncio.wait([loading.task])
@@ -102,8 +103,9 @@ class Loads:
         present = catalogue.entries.get(name)
         if present is not None and present.options != entry.options:
             raise NameInUse(f"{name!r} is {present.path} already; FREE {name} first, or load it as=NAME")
-        if present is None:
+        if present is None or not self._runtime.orchestrator.world.models[name].pools:
             await self._operating.check_room(entry, entry.options)
+        if present is None:
             self._operating.add(entry)
         try:
             await self._until_served(entry)

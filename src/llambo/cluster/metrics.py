@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = 64  # events that are kept before the library is loaded for them
 
+_MOST_TOKENS = 2**53  # what a figure, which is a float, can count
+
 _REQUEST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _TOKEN_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -62,7 +64,8 @@ class Metrics:
     ) -> None:
         """A request ended after `seconds`, its first token after `ttft_s` (None: there was none).
 
-        The time between its tokens is noted once, as their mean.
+        The time between its tokens is noted once, as their mean. Counts are what a server says: one that is negative
+        counts as 0.
         """
         self._tell(
             lambda series: series.request_ended(
@@ -191,7 +194,7 @@ class _Series:
         counts: tuple[int, int, int],
     ) -> None:
         """`counts` are tokens of the answer, of the prompt, and of the prompt in the cache."""
-        tokens, prompt_tokens, cached_tokens = counts
+        tokens, prompt_tokens, cached_tokens = (min(max(0, count), _MOST_TOKENS) for count in counts)
         counter = self._by_outcome.get(key)
         if counter is None:
             counter = self._by_outcome[key] = self.requests.labels(*key)

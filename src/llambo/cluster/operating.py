@@ -6,6 +6,8 @@ Checks what was asked for, tells the runtime, and waits until it has taken effec
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,17 +22,19 @@ from llambo.cluster.events import (
     RestartWanted,
     ScaleWanted,
 )
-from llambo.cluster.launch.base import EMBEDDING, GENERATE, Launcher, NodeRequest
+from llambo.cluster.launch.base import EMBEDDING, GENERATE, UNNAMED, Launcher, NodeRequest
 from llambo.cluster.runtime import Runtime, node_name
 from llambo.cluster.state import ATTACHED, EMBED, Node
 from llambo.cluster.state import GENERATE as ANSWERS
 from llambo.cluster.world import World
 from llambo.core.config import Settings
-from llambo.core.errors import BadRequest, LlamboError, NoMemory, NotFound
+from llambo.core.errors import BadRequest, LlamboError, NameInUse, NoMemory, NotFound
 from llambo.core.types import LoadOptions
 from llambo.engine import memory
 
 ATTACHED_TYPE = "attached"
+_attempts = itertools.count(1)
+
 NAMED = 10
 """So many nodes are named to somebody who named one that does not exist."""
 
@@ -77,11 +81,11 @@ class Operating:
         name = node_name(node.id, node.epoch)
         if node.launcher == ATTACHED:
             server = self.attached[node.id]
-            return NodeRequest(name, url=server.url, api_key=server.api_key)
+            return NodeRequest(name, url=server.url, api_key=server.api_key, model=node.model)
         entry = self._catalogue.entries[node.model]
         if EMBED in node.kinds:  # one text at a time has the whole context
-            return NodeRequest(name, entry.path, replace(node.options, slots=1), embedding=True)
-        return NodeRequest(name, entry.path, node.options)
+            return NodeRequest(name, entry.path, replace(node.options, slots=1), embedding=True, model=node.model)
+        return NodeRequest(name, entry.path, node.options, model=node.model)
 
     # --- models ---------------------------------------------------------------------------------------------------
 
@@ -120,6 +124,10 @@ class Operating:
 
     async def check_room(self, entry: Entry, options: LoadOptions, count: int = 1) -> None:
         """Raises `NoMemory` when `count` more such nodes do not fit, with how many do."""
+        most = self._settings.models.max_loaded
+        loaded = {name for name, model in self._world.models.items() if model.pools and not model.attached}
+        if most and len(loaded | {entry.name}) > most:
+            raise NoMemory(f"{len(loaded)} models are loaded, and models.max_loaded allows {most}; free one first")
         request = NodeRequest("", entry.path, options)
         room = await self._local.room_for(request)
         if room is None or room >= count:
@@ -136,6 +144,7 @@ class Operating:
         self, count: int, *, node_type: str, model: str, slots: int, progress: SpawnProgress | None
     ) -> list[str]:
         """See `Control.spawn`; returns the nodes' ids."""
+        self._runtime.check_open()
         if count < 1:
             raise BadRequest(f"the number of nodes to start must be at least 1, not {count}")
         self._check_most(len(self._world.nodes) + count)
@@ -143,38 +152,70 @@ class Operating:
             raise BadRequest(f"the number of slots must be at least 1, not {slots}")
         if node_type:
             self._catalogue.type_named(node_type)
+        before = set(self._catalogue.entries)
         entry = await self.known(model or self._default_model() or self._settings.models.default, node_type, slots)
         kind = node_type or entry.node_type
         options = self._catalogue.node_options(entry, kind, slots)
-        await self.check_room(entry, options, count)
-        wanted = NodeWanted(entry.name, kind, options)
-        return await self._start([wanted] * count, progress)
+        try:
+            await self.check_room(entry, options, count)
+            return await self._start([NodeWanted(entry.name, kind, options)] * count, progress)
+        except (LlamboError, asyncio.CancelledError):
+            if entry.name not in before and not self._runtime.is_closed:
+                await asyncio.shield(self.remove(entry.name))  # it was made known for these nodes alone
+            raise
 
     async def start(self, wanted: NodeWanted) -> str:
         """Starts one node and returns its id once it serves."""
         return (await self._start([wanted], None))[0]
 
-    async def attach(self, url: str, *, node_type: str, server: Attached, node_id: str = "") -> str:
-        """See `Control.attach`; returns the node's id (`node_id`, where one is given)."""
-        probe = NodeRequest(f"attaching-{url}", url=url, api_key=server.api_key)
+    async def attach(self, url: str, *, node_type: str, server: Attached) -> str:
+        """See `Control.attach`; returns the node's id."""
+        self._runtime.check_open()
+        if node_type and node_type != ATTACHED_TYPE:
+            self._catalogue.type_named(node_type)
+        for node, other in self.attached.items():
+            if _same_server(other.url, url):
+                raise NameInUse(f"{url} is attached already as {node}; detach {node} first")
+        probe = NodeRequest(f"attaching-{next(_attempts)}", url=url, api_key=server.api_key)
         handle = await self._attach.spawn(probe, timeout_s=self._settings.cluster.start_timeout)
         await self._attach.terminate(probe.name)
-        name = handle.model or "default"
+        name = handle.model or UNNAMED
         options = LoadOptions(ctx=handle.ctx, slots=handle.slots)
-        if name not in self._catalogue.entries:
-            self.add(Entry(name, url, None, options, options, ATTACHED_TYPE))
+        self._add_attached(name, url, options)
         features = {GENERATE: ANSWERS, EMBEDDING: EMBED}
         kinds = frozenset(kind for feature, kind in features.items() if feature in handle.features)
-        wanted = NodeWanted(name, node_type or ATTACHED_TYPE, options, ATTACHED, kinds, node_id)
+        wanted = NodeWanted(name, node_type or ATTACHED_TYPE, options, ATTACHED, kinds)
         return (await self._start([wanted], None, server))[0]
 
-    async def scale(self, count: int, *, model: str, progress: SpawnProgress | None) -> None:
-        """See `Control.scale`."""
+    async def restore_attached(
+        self, url: str, *, node_type: str, server: Attached, node_id: str, model: str, options: LoadOptions
+    ) -> None:
+        """Takes a server in that was attached before a restart; where it does not answer it is dialled again later."""
+        self._add_attached(model, url, options)
+        wanted = NodeWanted(
+            model, node_type or ATTACHED_TYPE, options, ATTACHED, frozenset({ANSWERS}), node_id, is_known=True
+        )
+        self._runtime.post(wanted)
+        self.attached[node_id] = server
+        with contextlib.suppress(LlamboError):
+            await self._runtime.until_ready(node_id)
+
+    def _add_attached(self, name: str, url: str, options: LoadOptions) -> None:
+        if name not in self._catalogue.entries:
+            self.add(Entry(name, url, None, options, options, ATTACHED_TYPE))
+
+    async def scale(self, count: int, *, model: str, progress: SpawnProgress | None) -> str:
+        """See `Control.scale`; returns the model's name."""
+        self._runtime.check_open()
         least = self._settings.orchestrator.min_nodes
         if count < least:
             raise BadRequest(f"the cluster has at least {least} nodes (orchestrator.min_nodes), so {count} are too few")
         entry = await self.known(model or self._default_model() or self._settings.models.default)
-        nodes = [node for node in self._world.models[entry.name].nodes() if ANSWERS in node.kinds]
+        nodes = [
+            node
+            for node in self._world.models[entry.name].nodes()
+            if ANSWERS in node.kinds and node.launcher != ATTACHED and not node.is_leaving
+        ]
         more = count - len(nodes)
         if more > 0:
             self._check_most(len(self._world.nodes) + more)
@@ -187,15 +228,14 @@ class Operating:
             for node in nodes
             if node.is_leaving or node.state.value == "draining" or node.id not in self._world.nodes
         ]
-        await asyncio.gather(*going)
-        await self._all_ready(new, progress)
+        await asyncio.gather(*going, self._all_ready(new, progress))
+        return entry.name
 
     async def drain(self, node_id: str) -> None:
         """See `Control.drain`."""
         gone = self._runtime.until_gone(self._node(node_id).id)
         self._runtime.post(DrainWanted(node_id))
         await gone
-        self.attached.pop(node_id, None)
 
     async def detach(self, node_id: str) -> None:
         """See `Control.detach`."""
@@ -208,15 +248,19 @@ class Operating:
         gone = self._runtime.until_gone(self._node(node_id).id)
         self._runtime.post(KillWanted(node_id))
         await gone
-        self.attached.pop(node_id, None)
 
     async def restart(self, node_id: str) -> None:
         """See `Control.restart`."""
-        ready = self._runtime.until_ready(self._node(node_id).id)
+        self._node(node_id)
         self._runtime.post(RestartWanted(node_id))
-        await ready
+        await self._runtime.until_ready(node_id)
+
+    def forget(self, node_id: str) -> None:
+        """The node is gone, and with it what was known of its server."""
+        self.attached.pop(node_id, None)
 
     def _node(self, node_id: str) -> Node:
+        self._runtime.check_open()
         node = self._world.nodes.get(node_id)
         if node is None:
             known = list(self._world.nodes)
@@ -244,6 +288,8 @@ class Operating:
 
     async def _all_ready(self, ids: list[str], progress: SpawnProgress | None) -> None:
         waiting = [self._runtime.until_ready(node_id) for node_id in ids]
+        for waiter in waiting:
+            waiter.add_done_callback(_note)
         try:
             for done, each in enumerate(asyncio.as_completed(waiting), start=1):
                 await each
@@ -257,3 +303,13 @@ class Operating:
                 waiter.cancel()
             await asyncio.shield(asyncio.gather(*gone))
             raise
+
+
+def _same_server(one: str, other: str) -> bool:
+    return one.rstrip("/").removesuffix("/v1") == other.rstrip("/").removesuffix("/v1")
+
+
+def _note(waiter: asyncio.Future[None]) -> None:
+    """Looks at the outcome of one of many, so that those that nobody comes to are no fault."""
+    if not waiter.cancelled():
+        waiter.exception()

@@ -24,6 +24,7 @@ from llambo.cluster.events import (
     ModelAdded,
     ModelPinned,
     ModelRemoved,
+    ModelUnloaded,
     NodeEnded,
     NodeStarted,
     NodeStartFailed,
@@ -64,12 +65,13 @@ class Orchestrator:
     def handle(self, event: Event, now: float) -> list[Command]:
         """What to do about `event`; `now` in seconds of any clock that goes forward."""
         self.world.advance(now)
+        self._scaling.begin()
         self._take(event)
         self._take_due_timers()
         commands, self.world.commands = self.world.commands, []
         return commands
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: Event) -> None:  # noqa: PLR0912 - one case per event, each of one line
         match event:
             case RequestArrived() | RequestFinished() | RequestBroken() | RequestFailed() | RequestGone():
                 self._take_request(event)
@@ -77,6 +79,8 @@ class Orchestrator:
                 self._lifecycle.add_model(event)
             case ModelRemoved():
                 self._lifecycle.remove_model(event)
+            case ModelUnloaded(name):
+                self._lifecycle.unload_model(name)
             case NodeStarted():
                 self._lifecycle.started(event)
             case NodeStartFailed():
@@ -136,7 +140,7 @@ class Orchestrator:
                     self._scaling.scale(world.models[model], count)
             case DrainWanted(node):
                 if node in world.nodes:
-                    self._lifecycle.drain(world.nodes[node])
+                    self._lifecycle.drain([world.nodes[node]])
             case KillWanted(node, reason):
                 if node in world.nodes:
                     self._lifecycle.kill(world.nodes[node], reason)

@@ -27,6 +27,8 @@ from llambo.cluster.state import EMBED, EMBEDDING_TYPE, Flight, Model, Node, Nod
 from llambo.cluster.world import Timer, World, serves
 
 PATIENCE_S = 1.0
+EARLY_LOSSES = 2
+"""A request that so many nodes did not survive, before any gave a token, is what kills them: it gets no third one."""
 RATE_TOKENS = 8
 """An answer shorter than this says nothing about a node's speed."""
 RATE_MEMORY = 0.8
@@ -96,13 +98,20 @@ class Placement:
         if flight is None or flight.node is None:
             return
         node, epoch = flight.node, flight.epoch
-        node.errors += 1
+        node.errors += event.kind != "too_long"  # that is the prompt's fault
         flight.barred |= {(node.id, epoch)}
         flight.has_delivered |= event.has_delivered
         flight.last_error = (event.code, event.message)
         if event.kind == "too_long":
             flight.min_ctx = node.ctx + 1
         self._leave_node(flight)
+        if event.kind == "lost" and not event.has_delivered:
+            flight.early_losses += 1
+            if flight.early_losses >= EARLY_LOSSES:
+                words = f"{flight.early_losses} nodes died as they began with this request; it is not tried on another"
+                flight.last_error = (event.code, words)
+                self._refuse_last(flight, None)
+                return
         model = world.models.get(flight.route.model)
         has_tries = flight.attempts <= world.policy.max_retries and not flight.is_orphan
         if model is None or not has_tries or not self._has_hope(model, flight):

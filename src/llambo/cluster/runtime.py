@@ -11,7 +11,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, assert_never
@@ -34,6 +35,9 @@ from llambo.cluster.events import (
     Publish,
     RefuseRequest,
     RequestArrived,
+    RequestFailed,
+    RequestFinished,
+    RequestGone,
     SaveCheckpoint,
     StartNode,
     StopNode,
@@ -41,14 +45,14 @@ from llambo.cluster.events import (
     TellNodeReady,
     Ticked,
 )
-from llambo.cluster.launch.base import EMBEDDING, GENERATE, Launcher, NodeHandle, NodeRequest
+from llambo.cluster.launch.base import EMBEDDING, GENERATE, UNNAMED, Launcher, NodeHandle, NodeRequest
 from llambo.cluster.orchestrator import Orchestrator
-from llambo.cluster.state import EMBED, LOCAL, Node, Route
+from llambo.cluster.state import ATTACHED, EMBED, LOCAL, Node, Route
 from llambo.cluster.state import GENERATE as ANSWERS
 from llambo.cluster.tickets import Place, Ticket
 from llambo.cluster.upstream import open_upstream
-from llambo.cluster.world import Policy
-from llambo.core.errors import LlamboError, NodeLost, from_code
+from llambo.cluster.world import Policy, serves
+from llambo.core.errors import BadModel, LlamboError, NodeLost, from_code
 
 log = logging.getLogger("llambo.cluster")
 
@@ -76,16 +80,16 @@ class Observer(Protocol):
         """A request waited for so long before it was placed."""
         ...
 
-    def happened(self, event: ClusterEvent) -> None:
-        """Something was published."""
-        ...
+
+MakeRoom = Callable[[str, NodeRequest], AbstractAsyncContextManager[None]]
+"""For a model and a node of it: entered when there is room, left when the node has taken it. Raises: `NoMemory`."""
 
 
 class Runtime:
     """Performs.
 
-    `request_for` says what to start for a node, `changed` hears that a checkpoint would look different, `make_room`
-    (None: nothing) ends what may go before a node of ours starts.
+    `request_for` says what to start for a node, `changed` hears that a checkpoint would look different, `heard` all
+    that is published, `make_room` (None: nothing) ends what may go before a node that nobody ordered starts.
     """
 
     def __init__(
@@ -97,7 +101,8 @@ class Runtime:
         request_for: Callable[[Node], NodeRequest],
         changed: Callable[[], None],
         observer: Observer,
-        make_room: Callable[[str, NodeRequest], Awaitable[None]] | None = None,
+        heard: Callable[[ClusterEvent], None],
+        make_room: MakeRoom | None = None,
     ) -> None:
         self.orchestrator = Orchestrator(policy, random.Random())  # noqa: S311 - spreads load, guards nothing
         self._launchers = launchers
@@ -105,6 +110,7 @@ class Runtime:
         self._request_for = request_for
         self._changed = changed
         self._observer = observer
+        self._heard = heard
         self._make_room = make_room
         self._live: dict[str, Place] = {}
         self._starting: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -115,6 +121,7 @@ class Runtime:
         self._gone_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._readers: set[asyncio.Queue[ClusterEvent]] = set()
         self._alarm: asyncio.TimerHandle | None = None
+        self._calmer = asyncio.Event()  # each is set once: by the next thing that frees something
         self._is_watching = False
         self.is_closed = False
 
@@ -127,11 +134,19 @@ class Runtime:
         loop = asyncio.get_running_loop()
         for command in self.orchestrator.handle(event, loop.time()):
             self._perform(command)
+        if isinstance(event, _CALMING):
+            calmer, self._calmer = self._calmer, asyncio.Event()
+            calmer.set()
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
         if (at := self.orchestrator.wake_at) is not None:
             self._alarm = loop.call_at(at, self.post, Ticked())
+
+    def check_open(self) -> None:
+        """Passes until `close`. Raises: `NodeLost`."""
+        if self.is_closed:
+            raise _closed()
 
     def submit(self, route: Route) -> Ticket:
         """Brings a request in; the ticket says where it may run."""
@@ -150,24 +165,34 @@ class Runtime:
         """The way to a live node."""
         return self._live.get(node)
 
-    def until_ready(self, node: str) -> asyncio.Future[None]:
+    def until_ready(self, node_id: str) -> asyncio.Future[None]:
         """Done when the node serves; raises what kept it from it."""
-        return self._waiter(self._ready_waiters, node)
+        node = self.orchestrator.world.nodes.get(node_id)
+        if self.is_closed or node is None:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiter.set_exception(_closed() if self.is_closed else NodeLost(f"node {node_id} is gone"))
+            return waiter
+        if serves(node):
+            return _done()
+        return self._waiter(self._ready_waiters, node_id)
 
-    def until_gone(self, node: str) -> asyncio.Future[None]:
+    def until_gone(self, node_id: str) -> asyncio.Future[None]:
         """Done when the node is forgotten and its process is gone."""
-        waiter = self._waiter(self._gone_waiters, node)
-        if node not in self.orchestrator.world.nodes:
-            waiter.set_result(None)
-        return waiter
+        if self.is_closed or node_id not in self.orchestrator.world.nodes:
+            return _done()
+        return self._waiter(self._gone_waiters, node_id)
+
+    async def until_calmer(self) -> None:
+        """Returns when a request has ended or a node is gone: what was impossible may be possible now."""
+        await self._calmer.wait()
 
     async def events(self) -> AsyncGenerator[ClusterEvent, None]:
         """Everything published from now on."""
         queue: asyncio.Queue[ClusterEvent] = asyncio.Queue(EVENTS_KEPT)
         self._readers.add(queue)
         try:
-            while True:
-                yield await queue.get()
+            while (event := await queue.get()) is not _END:
+                yield event
         finally:
             self._readers.discard(queue)
 
@@ -176,9 +201,13 @@ class Runtime:
         self.is_closed = True
         if self._alarm is not None:
             self._alarm.cancel()
+        for waiter in [one for waiters in self._ready_waiters.values() for one in waiters]:
+            if not waiter.done():
+                waiter.set_exception(_closed())
+                waiter.exception()  # nobody may be waiting: that is no fault
         for ticket in list(self._tickets.values()):
             if not ticket.turn.done():
-                ticket.turn.set_exception(NodeLost("the cluster was closed"))
+                ticket.turn.set_exception(_closed())
                 ticket.turn.exception()  # nobody may be waiting: that is no fault
         tasks = [*self._tasks, *self._starting.values(), *self._stopping.values()]
         for task in tasks:
@@ -186,8 +215,13 @@ class Runtime:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(launcher.close() for launcher in self._launchers.values()))
         await asyncio.gather(*(place.upstream.close() for place in self._live.values()))
-        for waiter in (w for waiters in (*self._ready_waiters.values(), *self._gone_waiters.values()) for w in waiters):
-            waiter.cancel()
+        for waiter in [one for waiters in self._gone_waiters.values() for one in waiters]:
+            if not waiter.done():
+                waiter.set_result(None)
+        for reader in self._readers:
+            if reader.full():
+                reader.get_nowait()
+            reader.put_nowait(_END)
 
     # --- what the orchestrator wants ------------------------------------------------------------------------------
 
@@ -203,7 +237,8 @@ class Runtime:
                 self._watch()
                 self._track(self._starting, (node, epoch), self._start(node, epoch))
             case StopNode(node, epoch):
-                self._track(self._stopping, (node, epoch), self._stop(node, epoch))
+                if (node, epoch) not in self._stopping:
+                    self._track(self._stopping, (node, epoch), self._stop(node, epoch))
             case ProbeNode(node, epoch, end_to_end):
                 self._spawn_task(self._probe(node, epoch, end_to_end=end_to_end))
             case MoveConversations(source, target):
@@ -239,7 +274,7 @@ class Runtime:
 
     def _publish(self, event: ClusterEvent) -> None:
         words = " ".join(f"{name}={value}" for name, value in event.fields.items())
-        self._observer.happened(event)
+        self._heard(event)
         log.log(logging.WARNING if event.kind in _BAD_NEWS else logging.INFO, "%s %s", event.kind, words)
         for reader in self._readers:
             if reader.qsize() >= EVENTS_KEPT - 1:  # the last place is for saying what was lost
@@ -252,9 +287,13 @@ class Runtime:
         launcher = self._launchers[node.launcher]
         request = self._request_for(node)
         try:
-            if self._make_room is not None and node.launcher == LOCAL:
-                await self._make_room(node.model, request)
-            handle = await launcher.spawn(request, timeout_s=self._limits.start_s)
+            makes_room = self._make_room is not None and node.is_on_demand
+            room = self._make_room(node.model, request) if self._make_room and makes_room else nullcontext()
+            async with room:
+                handle = await launcher.spawn(request, timeout_s=self._limits.start_s)
+            if node.launcher == ATTACHED and (found := handle.model or UNNAMED) != request.model:
+                await launcher.terminate(request.name)
+                raise BadModel(f"the server at {request.url} has the model {found} now, not {request.model}")
         except LlamboError as error:
             self.post(NodeStartFailed(node_id, epoch, error.code, error.message))
             return
@@ -264,7 +303,8 @@ class Runtime:
         if before := self._live.get(node_id):  # its process is still being ended
             self._spawn_task(before.upstream.close())
         self._live[node_id] = Place(node_id, epoch, handle, open_upstream(handle, stall_s=self._limits.stall_s))
-        self.post(NodeStarted(node_id, epoch, handle.slots, handle.ctx, _kinds(handle)))
+        likeness = f"{node.launcher} {self._live[node_id].upstream.probe_kind}"
+        self.post(NodeStarted(node_id, epoch, handle.slots, handle.ctx, _kinds(handle), likeness))
 
     async def _stop(self, node_id: str, epoch: int) -> None:
         """Ends what runs under that name, also while it starts."""
@@ -295,6 +335,9 @@ class Runtime:
                 await place.upstream.health(self._limits.health_s)
         except LlamboError as error:
             self.post(ProbeFailed(node_id, epoch, error.message))
+        except Exception as error:  # a fault of ours must not leave the node unchecked for ever
+            self.post(ProbeFailed(node_id, epoch, f"the check failed: {error!r}"))
+            raise
         else:
             self.post(ProbeAnswered(node_id, epoch, answer))
 
@@ -347,13 +390,30 @@ class Runtime:
         task = tasks[key] = asyncio.create_task(work)
 
         def ended(task: asyncio.Task[None]) -> None:
-            del tasks[key]
+            if tasks.get(key) is task:
+                del tasks[key]
             self._task_ended(task)
 
         task.add_done_callback(ended)
 
 
 _BAD_NEWS = frozenset({"node_dead", "node_failed", "node_given_up", "node_quarantined", "node_suspect", "failover"})
+
+
+_END = ClusterEvent(0.0, "")
+"""What readers of events get last, and do not pass on."""
+_CALMING = (RequestFinished, RequestGone, RequestFailed, NodeStopped, NodeEnded)
+"""Events after which there may be room for what had none."""
+
+
+def _closed() -> NodeLost:
+    return NodeLost("the cluster was closed")
+
+
+def _done() -> asyncio.Future[None]:
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
 
 
 def node_name(node_id: str, epoch: int) -> str:

@@ -97,6 +97,8 @@ class Node:
     missed: int = 0
     is_probed: bool = False
     has_served: bool = False
+    is_on_demand: bool = False  # nobody ordered it: other models may be unloaded for it
+    likeness: str = ""
     is_leaving: bool = False  # killed, detached or freed: forgotten once its process is gone
     is_given_up: bool = False
     deaths: tuple[float, ...] = ()
@@ -188,6 +190,9 @@ class Model:
     queue: FairQueue[Flight] = field(default_factory=FairQueue)
     in_flight: int = 0
     last_used: float = 0.0
+    is_unloaded: bool = False  # it made room for another; a request or an order brings it back
+    added_at: float = 0.0
+    failed_at: float = float("-inf")  # when a node of it last could not start
     trend: Trend = field(default_factory=Trend)
 
     def nodes(self) -> list[Node]:
@@ -221,6 +226,7 @@ class Flight:
     epoch: int = 0
     placed_at: float = 0.0
     attempts: int = 0
+    early_losses: int = 0  # nodes that died of it, or with it, before they gave a token
     has_delivered: bool = False
     barred: frozenset[tuple[str, int]] = frozenset()
     min_ctx: int = 0

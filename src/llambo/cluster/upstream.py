@@ -38,6 +38,16 @@ class Upstream(Protocol):
         """Whether the node takes prompts as token ids and gives ids with the text."""
         ...
 
+    @property
+    def ctx(self) -> int:
+        """Tokens that a slot holds, as the engine has it; 0 for unknown."""
+        ...
+
+    @property
+    def probe_kind(self) -> str:
+        """What `probe` asks for, "completion" or "chat"; answers to different things cannot be compared."""
+        ...
+
     def stream(self, attempt: Attempt) -> AsyncGenerator[TokenEvent | StreamEnd, None]:
         """Token events as the node makes them, none without text, then one `StreamEnd`.
 
@@ -104,10 +114,7 @@ class Upstream(Protocol):
         ...
 
     async def close(self) -> None:
-        """Refuses new requests with `NodeLost`; what is in flight ends with its node, and then the rest is closed.
-
-        End the node first: a reader would wait for ever whose connection is closed under it.
-        """
+        """Ends what is in flight with `NodeLost`, and so refuses what is new; returns when all is closed."""
         ...
 
 

@@ -16,16 +16,15 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aiohttp
-import msgspec
 
 from llambo.cluster.launch.base import UNIX
+from llambo.cluster.upstream_json import encoded
 from llambo.core.errors import NodeLost
 
 MAX_LINE_BYTES = 16 * 2**20
 """Of an event: llama.cpp's last one repeats the whole prompt."""
 MAX_REPLY_BYTES = 64 * 2**20
 _MAX_HEALTH_BYTES = 64 * 2**10
-_encode = msgspec.json.Encoder().encode
 
 
 class BadStatus(Exception):
@@ -52,16 +51,16 @@ class NodeHttp:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
-        self._in_flight = 0
+        self._in_flight: set[_InFlight] = set()
         self._is_closing = False
 
     async def close(self) -> None:
-        """Refuses new requests with `NodeLost`; the session is closed when the last one in flight has ended.
-
-        aiohttp leaves a reader waiting for ever whose session is closed under it.
-        """
+        """Ends what is in flight with `NodeLost`, as every new request; returns once the connections are closed."""
         self._is_closing = True
-        await self._close_when_idle()
+        for request in self._in_flight:
+            request.end(self._stopped())  # first: aiohttp leaves a reader waiting whose session is closed under it
+        if self._session is not None:
+            await self._session.close()
 
     async def get(self, path: str, *, timeout_s: float | None) -> bytes:
         """The body at `path`. Raises: `NodeLost`, `BadStatus`."""
@@ -133,26 +132,26 @@ class NodeHttp:
         self, method: str, path: str, body: dict[str, Any] | None, *, header_timeout_s: float | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request in flight; whatever goes wrong with the connection or the reply's form is `NodeLost`."""
+        data = None if body is None else encoded(body)
         if self._is_closing:
-            raise NodeLost(f"{self.who} was stopped")
-        self._in_flight += 1
+            raise self._stopped()
+        in_flight = _InFlight()
+        self._in_flight.add(in_flight)
         try:
             request = self._open_session().request(
-                method,
-                f"{self._base}{path}",
-                data=None if body is None else _encode(body),
-                headers=self._headers,
-                allow_redirects=False,
+                method, f"{self._base}{path}", data=data, headers=self._headers, allow_redirects=False
             )
-            async with self._timed(header_timeout_s):
-                response = await request
+            async with self._timed(header_timeout_s) as in_flight.headers:
+                response = in_flight.response = await request
             async with response:
+                if self._is_closing:
+                    raise self._stopped()
                 yield response
-        except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
-            raise NodeLost(f"{self.who} does not answer: {_words(error)}") from None
+        except (aiohttp.ClientError, OSError, UnicodeError) as error:
+            # UnicodeError: a host name that cannot be looked up.
+            raise self._stopped() if self._is_closing else self._lost(f"does not answer: {_words(error)}") from None
         finally:
-            self._in_flight -= 1
-            await self._close_when_idle()
+            self._in_flight.discard(in_flight)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -170,18 +169,40 @@ class NodeHttp:
             )
         return self._session
 
-    async def _close_when_idle(self) -> None:
-        if self._is_closing and not self._in_flight and self._session is not None:
-            await self._session.close()
-
     @asynccontextmanager
-    async def _timed(self, timeout_s: float | None) -> AsyncIterator[None]:
+    async def _timed(self, timeout_s: float | None) -> AsyncIterator[asyncio.Timeout]:
         try:
-            async with asyncio.timeout(timeout_s):
-                yield
-        except TimeoutError as error:  # ours, or the system's for the connection
-            what = _words(error) if timeout_s is None else f"gave nothing for {timeout_s:g} s"
-            raise NodeLost(f"{self.who} {what}") from None
+            async with asyncio.timeout(timeout_s) as timeout:
+                yield timeout
+        except TimeoutError as error:  # ours, that of `_InFlight.end`, or the system's for the connection
+            if self._is_closing:
+                raise self._stopped() from None
+            raise self._lost(_words(error) if timeout_s is None else f"gave nothing for {timeout_s:g} s") from None
+
+    def _stopped(self) -> NodeLost:
+        return self._lost("was stopped")
+
+    def _lost(self, what: str) -> NodeLost:
+        return NodeLost(f"{self.who} {what}")
+
+
+class _InFlight:
+    """A request that waits for its headers, under the time limit `headers`, and then for the rest of `response`."""
+
+    def __init__(self) -> None:
+        self.headers: asyncio.Timeout | None = None
+        self.response: aiohttp.ClientResponse | None = None
+
+    def end(self, error: NodeLost) -> None:
+        """Whoever reads gets `error`, now or with the next read."""
+        if self.response is None:
+            if self.headers is not None:
+                self.headers.reschedule(0)
+            return
+        self.response.content.set_exception(error)
+        connection = self.response.connection
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()  # a goodbye by TLS would wait for a server that hangs
 
 
 class EventStream:

@@ -12,11 +12,14 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from llambo.cluster import bounds
 from llambo.cluster.failover import Attempt, StreamEnd
 from llambo.cluster.launch.base import TEMPLATE, TOKEN_IDS, NodeHandle
 from llambo.cluster.upstream_http import BadStatus, NodeHttp
+from llambo.cluster.upstream_json import MALFORMED, count, decoded
 from llambo.core.errors import BadRequest, EngineFailed, LlamboError, NodeLost, PromptTooLong
 from llambo.core.types import GenerateRequest, Sampling, TokenEvent
+from llambo.engine.memory import CTX_GRANULE
 
 PROBE = Attempt("Once upon a time", sampling=Sampling(max_tokens=4, temperature=0, seed=1), cache_prompt=False)
 """What `probe` asks: greedy, and computed afresh, so that no slot's past can show in it."""
@@ -103,11 +106,15 @@ _decode_slots = msgspec.json.Decoder(list[_Slot]).decode
 class LlamaUpstream:
     """A node with llama.cpp's own server; see `Upstream`."""
 
+    probe_kind = "completion"
+
     def __init__(self, handle: NodeHandle, *, stall_s: float) -> None:
         self._http = NodeHttp(f"node {handle.name}", handle.address, api_key=handle.api_key)
         self._has_template = TEMPLATE in handle.features
         self.has_ids = TOKEN_IDS in handle.features
         self.node = handle.name
+        # Of a node of ours the handle may have what was asked for; llama.cpp rounds it up.
+        self.ctx = -(-handle.ctx // CTX_GRANULE) * CTX_GRANULE if handle.pid else handle.ctx
         self._stall_s = stall_s
 
     async def close(self) -> None:
@@ -121,7 +128,7 @@ class LlamaUpstream:
         try:
             async with self._http.stream("/completion", _completion_body(attempt), stall_s=self._stall_s) as events:
                 async for payload in events:
-                    chunk = _decode_chunk(payload)
+                    chunk = decoded(_decode_chunk, payload, self._http.who)
                     if chunk.error is not None:
                         raise self._error_of(chunk.error)
                     if chunk.stop:
@@ -189,16 +196,14 @@ class LlamaUpstream:
 
     async def _read(self, decode: Callable[[bytes], _T], reply: Awaitable[bytes]) -> _T:
         try:
-            return decode(await reply)
+            return decoded(decode, await reply, self._http.who)
         except BadStatus as error:
             raise self._error_of_status(error) from None
-        except msgspec.DecodeError as error:
-            raise NodeLost(f"node {self.node} answers with what is no reply of llama-server: {error}") from None
 
     def _error_of_status(self, failure: BadStatus) -> LlamboError:
         try:
             return self._error_of(msgspec.json.decode(failure.body, type=_Fault).error)
-        except msgspec.DecodeError:
+        except MALFORMED:
             return EngineFailed(f"node {self.node} failed with HTTP status {failure.status} and no reason")
 
     def _error_of(self, error: _Error) -> LlamboError:
@@ -246,14 +251,6 @@ def joined(request: GenerateRequest) -> str:
     return "\n\n".join(message.content for message in request.messages)
 
 
-def schema_of(attempt: Attempt) -> Any:
-    """The JSON Schema as a value. Raises: `BadRequest`."""
-    try:
-        return msgspec.json.decode(attempt.json_schema)
-    except msgspec.DecodeError as error:
-        raise BadRequest(f"the JSON schema is not JSON: {error}") from None
-
-
 def _completion_body(attempt: Attempt) -> dict[str, Any]:
     """The body for llama-server's /completion; what is None is left to the engine's defaults."""
     body: dict[str, Any] = {
@@ -275,7 +272,7 @@ def _completion_body(attempt: Attempt) -> dict[str, Any]:
     if attempt.grammar:
         body["grammar"] = attempt.grammar
     if attempt.json_schema:
-        body["json_schema"] = schema_of(attempt)
+        body["json_schema"] = bounds.schema(attempt.json_schema)
     if attempt.logprobs:
         body["n_probs"] = 1
     return body
@@ -285,7 +282,11 @@ def _stream_end(chunk: _Chunk) -> StreamEnd:
     timings = chunk.timings or _Timings()
     reason: Literal["stop", "length"] = "length" if chunk.stop_type == "limit" else "stop"
     return StreamEnd(
-        reason, chunk.tokens_predicted, chunk.tokens_evaluated, timings.cache_n, timings.predicted_ms / 1e3
+        reason,
+        count(chunk.tokens_predicted),
+        count(chunk.tokens_evaluated),
+        count(timings.cache_n),
+        max(0.0, timings.predicted_ms) / 1e3,
     )
 
 

@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from llambo.cluster import bounds
 from llambo.cluster.failover import Attempt, StreamEnd
 from llambo.cluster.launch.base import NodeHandle
 from llambo.cluster.upstream_http import BadStatus, NodeHttp
-from llambo.cluster.upstream_llama import PROBE, SlotState, joined, schema_of
+from llambo.cluster.upstream_json import MALFORMED, count, decoded
+from llambo.cluster.upstream_llama import PROBE, SlotState, joined
 from llambo.core.errors import BadRequest, EngineFailed, LlamboError, NodeLost, PromptTooLong
 from llambo.core.types import GenerateRequest, TokenEvent
 
@@ -49,7 +51,7 @@ class _Cached(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
+    prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _Cached | None = None
 
@@ -83,18 +85,21 @@ class _Fault(msgspec.Struct):
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_embeddings = msgspec.json.Decoder(_Embeddings).decode
 
 
 class OpenAiUpstream:
     """A node with the OpenAI API; see `Upstream`. `handle.model` is the model asked for."""
 
     has_ids = False
+    probe_kind = "chat"
 
     def __init__(self, handle: NodeHandle, *, stall_s: float) -> None:
         self._http = NodeHttp(f"node {handle.name}", handle.address, api_key=handle.api_key)
         self._model = handle.model
         self._stall_s = stall_s
         self.node = handle.name
+        self.ctx = handle.ctx
 
     async def close(self) -> None:
         """See `Upstream.close`."""
@@ -110,7 +115,7 @@ class OpenAiUpstream:
                 async for payload in events:
                     if payload == b"[DONE]":
                         break
-                    chunk = _decode_chunk(payload)
+                    chunk = decoded(_decode_chunk, payload, self._http.who)
                     if chunk.error is not None:
                         raise self._error_of(500, chunk.error)
                     if answer.take(chunk):
@@ -138,11 +143,9 @@ class OpenAiUpstream:
         body = {"model": self._model, "input": text}
         try:
             reply = await self._http.post("/v1/embeddings", body, timeout_s=None)
-            data = msgspec.json.decode(reply, type=_Embeddings).data
         except BadStatus as error:
             raise self._error_of_status("/v1/embeddings", error) from None
-        except msgspec.DecodeError as error:
-            raise NodeLost(f"node {self.node} gave no embedding: {error}") from None
+        data = decoded(_decode_embeddings, reply, self._http.who).data
         if not data:
             raise EngineFailed(f"node {self.node} gave no embedding")
         return data[0].embedding
@@ -162,11 +165,9 @@ class OpenAiUpstream:
         }
         try:
             reply = await self._http.post("/v1/chat/completions", body, timeout_s=timeout_s)
-            return msgspec.json.decode(reply, type=_Whole).text
         except BadStatus as error:
             raise self._error_of_status("/v1/chat/completions", error) from None
-        except msgspec.DecodeError as error:
-            raise NodeLost(f"node {self.node} gave no chat: {error}") from None
+        return decoded(_decode_whole, reply, self._http.who).text
 
     async def slots(self) -> list[SlotState]:
         """Raises `EngineFailed`: the OpenAI API knows no slots."""
@@ -198,7 +199,7 @@ class OpenAiUpstream:
         if attempt.stop:
             body["stop"] = attempt.stop
         if attempt.json_schema:
-            schema = {"name": "answer", "strict": True, "schema": schema_of(attempt)}
+            schema = {"name": "answer", "strict": True, "schema": bounds.schema(attempt.json_schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if attempt.messages:
             body["messages"] = [{"role": m.role, "content": m.content} for m in attempt.messages]
@@ -218,7 +219,7 @@ class OpenAiUpstream:
                 return EngineFailed(f"node {self.node} has no {path} for its model {self._model}")
         try:
             fault = msgspec.json.decode(failure.body, type=_Fault)
-        except msgspec.DecodeError:
+        except MALFORMED:
             return EngineFailed(f"node {self.node} failed with HTTP status {failure.status} and no reason")
         return self._error_of(failure.status, fault.error or _Error(fault.message))
 
@@ -249,6 +250,9 @@ class _Whole(msgspec.Struct):
         return (self.choices[0].message.content or "") if self.choices else ""
 
 
+_decode_whole = msgspec.json.Decoder(_Whole).decode
+
+
 class _Answer:
     """An answer as its events come in: the newest one's text, and what the end will say."""
 
@@ -276,10 +280,10 @@ class _Answer:
 
     def end(self) -> StreamEnd:
         usage = self._usage
-        tokens = self.events if usage.completion_tokens is None else usage.completion_tokens
+        tokens = count(usage.completion_tokens) or self.events
         cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
         reason: Literal["stop", "length"] = "length" if self.finish_reason == "length" else "stop"
-        return StreamEnd(reason, tokens, usage.prompt_tokens, cached or 0)
+        return StreamEnd(reason, tokens, count(usage.prompt_tokens), count(cached))
 
 
 def _logprob(found: _Logprobs | None) -> float | None:

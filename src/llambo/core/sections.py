@@ -199,6 +199,15 @@ class Bridge(Section):
     drain_timeout: Duration = Field(30.0, ge=0, description="how long answers in flight may go on at a stop")
 
 
+class Styx(Section):
+    """The cluster as files: where the namespace is served beside its Unix socket."""
+
+    listen: str = Field("", description="additional TCP listener, as tcp!host!port; port 5640 by default; needs tokens")
+    idle_limit: Duration = Field(
+        3600.0, gt=0, description="a session that is kept ends after so long without a file open"
+    )
+
+
 class State(Section):
     """Where the cluster's state is kept, for the next start."""
 
@@ -214,4 +223,5 @@ class Settings(Section):
     orchestrator: Orchestrator = Orchestrator()
     models: Models = Models()
     bridge: Bridge = Bridge()
+    styx: Styx = Styx()
     state: State = State()

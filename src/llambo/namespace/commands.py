@@ -12,7 +12,7 @@ from llambo.namespace.grammar import Call
 from llambo.namespace.house import House
 
 
-async def perform(house: House, call: Call) -> str | None:
+async def perform(house: House, call: Call) -> str | None:  # noqa: PLR0912 - one case per command
     """Performs a line of `ctl` and returns once it has taken effect, with what it answers.
 
     Raises: what `Control` refuses it with.

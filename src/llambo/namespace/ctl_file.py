@@ -86,7 +86,9 @@ class CtlFile(Node):
             said = self._perform(self._grammar.read(text))
             if isinstance(said, Awaitable):
                 return later(said)
-            return say(said) if said is not None else None
+            if said is not None:
+                say(said)
+            return None
 
         async def later(said: Awaitable[str | None]) -> None:
             text = await said

@@ -89,7 +89,7 @@ def settings_text(session: Session) -> str:
     return text + ("keep\n" if settings.keep else "")
 
 
-async def perform(session: Session, call: Call) -> None:
+async def perform(session: Session, call: Call) -> None:  # noqa: PLR0912 - one case per command
     """Performs one line of `sessions/N/ctl`."""
     if session.is_over:
         raise NotFound

@@ -22,12 +22,16 @@ _HEADERS_KEPT = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a node will use: `need` in bytes, `batch` tokens in one pass, the model by its resolved `path`."""
+    """What a node will use: `need` in bytes, `batch` tokens in one pass, the model by its resolved `path`.
+
+    `ctx` is the tokens that each slot really has.
+    """
 
     path: Path
     need: MemoryNeed
     batch: int
     has_template: bool
+    ctx: int
 
 
 @dataclass(slots=True)
@@ -52,8 +56,9 @@ class Admission:
             return None  # llama.cpp will say why when it is asked to load it
         ctx, slots = request.options.ctx, request.options.slots
         need = memory.needed(model, ctx=ctx, slots=slots, embedding=request.embedding)
-        batch = memory.batch_tokens(model, ctx=ctx, embedding=request.embedding)
-        return Plan(model.path, need, batch, model.has_chat_template)
+        real = engine_ctx(ctx, model.ctx_train)
+        batch = memory.batch_tokens(model, ctx=real, embedding=request.embedding)
+        return Plan(model.path, need, batch, model.has_chat_template, real)
 
     async def room_for(self, request: NodeRequest) -> int | None:
         """How many more such nodes there is memory for; None where the model's header does not tell."""
@@ -100,3 +105,18 @@ class Admission:
             self._headers.clear()
         self._headers[path] = (stamp, model)
         return model
+
+
+def engine_ctx(ctx: int, ctx_train: int) -> int:
+    """What llama.cpp makes of `ctx` tokens per slot (0: what the model was trained for), whatever the slots' number.
+
+    It rounds what the slots have together up, then each one's share, and gives a slot no more than the model was
+    trained for. The two roundings are one: a share lies between `ctx` and the next multiple.
+    """
+    tokens = padded(ctx or ctx_train)
+    return min(tokens, ctx_train) if ctx_train else tokens
+
+
+def padded(ctx: int) -> int:
+    """`ctx` rounded up as llama.cpp does it."""
+    return -(-ctx // memory.CTX_GRANULE) * memory.CTX_GRANULE

@@ -11,7 +11,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -28,6 +28,7 @@ from llambo.cluster.launch.base import (
     NodeRequest,
 )
 from llambo.cluster.upstream_http import BadStatus, NodeHttp
+from llambo.cluster.upstream_json import MALFORMED
 from llambo.core.errors import BadRequest, NameInUse, NodeLost, Refused, TimedOut, Unreachable
 
 OPENAI_SLOTS = 4
@@ -37,28 +38,31 @@ _LOADING_POLL_S = 0.25
 _FORMS = "give http://HOST:PORT, https://HOST[:PORT] or unix:///PATH"
 
 
+_Size = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+
+
 class _Settings(msgspec.Struct):
-    n_ctx: int = 0
+    n_ctx: _Size = 0
 
 
 class _Props(msgspec.Struct):
     """What llama-server says at /props; nothing else has `total_slots` there."""
 
-    total_slots: int
+    total_slots: Annotated[int, msgspec.Meta(ge=1, le=2**16)]
     default_generation_settings: _Settings = msgspec.field(default_factory=_Settings)
     model_alias: str = ""
     model_path: str = ""
 
 
 class _Meta(msgspec.Struct):
-    n_ctx: int = 0
+    n_ctx: _Size = 0
 
 
 class _Model(msgspec.Struct):
     """A model of /v1/models; how long its context is some servers say in one of two ways."""
 
     id: str
-    max_model_len: int | None = None
+    max_model_len: _Size | None = None
     meta: _Meta | None = None
 
 
@@ -129,7 +133,7 @@ class AttachLauncher:
             raise TimedOut(f"{request.url} was not ready to answer within {timeout_s:g} s") from None
         except NodeLost as error:
             raise Unreachable(f"{request.url} cannot be attached: {error.message}") from None
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise Unreachable(f"{request.url} cannot be attached: it answers as no LLM server does: {error}") from None
         finally:
             await http.close()
@@ -155,6 +159,10 @@ def parse_url(url: str) -> tuple[str, str]:
         return _unix(url, parts)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadRequest(f"{url!r} is no URL of a server; {_FORMS}")
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        raise BadRequest(f"{url!r} has a host name with an empty part or one over 63 characters; {_FORMS}") from None
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path}", parts.hostname
 
@@ -197,7 +205,7 @@ class _Visit:
         while True:
             try:
                 return msgspec.json.decode(await self._http.get("/props", timeout_s=None), type=_Props)
-            except msgspec.DecodeError:
+            except MALFORMED:
                 return None
             except BadStatus as error:
                 if error.status != 503:
@@ -228,7 +236,7 @@ class _Visit:
             models = msgspec.json.decode(reply, type=_Models).data
         except BadStatus as error:
             raise self._refusal(error.status) from None
-        except msgspec.DecodeError:
+        except MALFORMED:
             raise Unreachable(f"{url} cannot be attached: what answers there has no list of models") from None
         if not models:
             raise Unreachable(f"{url} serves no model at present")

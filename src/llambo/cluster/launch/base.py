@@ -20,6 +20,8 @@ UNIX = "unix://"
 class NodeRequest:
     """A node wanted: `ctx` and `slots` of `options` are set; `embedding` nodes give embeddings and nothing else.
 
+    `model` is what the cluster calls its model.
+
     `model_path` is what a launcher of processes loads; `url` and `api_key` are what `attach` dials.
     """
 
@@ -29,6 +31,7 @@ class NodeRequest:
     embedding: bool = False
     url: str = ""
     api_key: str = field(default="", repr=False)
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,9 @@ class NodeHandle:
         """The Unix socket's path; "" for a node elsewhere."""
         return self.address.removeprefix(UNIX) if self.address.startswith(UNIX) else ""
 
+
+UNNAMED = "default"
+"""What the model of a server is called that does not name one."""
 
 TOKEN_IDS = "token_ids"  # noqa: S105 - no secret
 """Feature: takes a prompt as token ids and gives ids with the text, so that another such node can continue."""

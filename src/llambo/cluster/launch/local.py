@@ -7,7 +7,6 @@ theirs. Files are `rundir`'s business, memory is `admission`'s, and when to star
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
@@ -18,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from llambo.cluster.launch.admission import Admission, Plan
+from llambo.cluster.launch.admission import Admission, Plan, padded
 from llambo.cluster.launch.base import (
     EMBEDDING,
     GENERATE,
@@ -31,7 +30,7 @@ from llambo.cluster.launch.base import (
     NodeRequest,
 )
 from llambo.cluster.launch.rundir import NodeLogs, RunDir, read_tail
-from llambo.cluster.launch.zygote import ZygoteProcess
+from llambo.cluster.launch.zygote import ANSWER_S, ZygoteProcess, exit_reason
 from llambo.core.errors import BadModel, Cancelled, LlamboError, NameInUse, TimedOut
 from llambo.engine import memory
 from llambo.node.spec import NodeSpec
@@ -40,6 +39,9 @@ log = logging.getLogger("llambo.launch.local")
 
 LOADS_PER_CORE = 2
 """How many nodes load at once, for each processor core: one computes while another waits for the disk."""
+_CLOSED = "cannot start a node: the launcher is closed"
+ZYGOTES_PER_SPAWN = 3
+"""A node whose order so many zygotes did not survive is refused: it may be the order that ends them."""
 
 
 class _Node:
@@ -120,7 +122,7 @@ class LocalLauncher:
         if not node.exited.done():
             # A node has no clean-up of its own, and one that is loading or stopped would not look at SIGTERM.
             node.zygote.order({"signal": int(signal.SIGKILL), "name": name})
-        await asyncio.shield(node.exited)
+            await self._wait_gone(node)
         self._forget(node)
 
     async def watch(self) -> AsyncIterator[NodeExited]:
@@ -133,6 +135,8 @@ class LocalLauncher:
         self._is_closed = True
         for node in self._nodes.values():
             node.expected_to_end = True
+        if self._zygote is not None:
+            await self._zygote.end()  # and whoever waits for its start fails
         async with self._starting:  # a start in progress would leave a zygote behind us
             if self._zygote is not None:
                 await self._zygote.end()
@@ -149,14 +153,16 @@ class LocalLauncher:
         return Path(node.spec.slots_path) if node else None
 
     async def _load(self, request: NodeRequest, plan: Plan | None, timeout_s: float) -> NodeHandle:
-        while True:
+        for _ in range(ZYGOTES_PER_SPAWN):
             node = await self._begin(request, plan)
             await self._wait_loaded(node, timeout_s)
             if node.pid or node.unforked or node.expected_to_end:
                 return self._outcome(node)
             # Its zygote had ended before it was forked: another one will do it.
+            why = node.exited.result()
             del self._nodes[request.name]
             shutil.rmtree(node.spec.directory, ignore_errors=True)
+        raise LlamboError(f"cannot start a node: {ZYGOTES_PER_SPAWN} zygotes ended before it was forked: {why}")
 
     async def _begin(self, request: NodeRequest, plan: Plan | None) -> _Node:
         """Orders the node from a zygote that lives."""
@@ -167,6 +173,9 @@ class LocalLauncher:
             place = f"{error.filename}: " if error.filename else ""
             raise LlamboError(f"cannot start a node: {place}{error.strerror or error}") from None
         self._nodes[request.name] = node
+        if zygote.has_ended:
+            self._take_end(zygote)
+            return node
         zygote.order({"spawn": dataclasses.asdict(node.spec)})
         return node
 
@@ -181,6 +190,21 @@ class LocalLauncher:
         except asyncio.CancelledError:
             await asyncio.shield(self.terminate(node.spec.name))
             raise
+
+    async def _wait_gone(self, node: _Node) -> None:
+        """Returns when a node that its zygote was told to kill is gone, also where that zygote is stopped."""
+        await asyncio.wait((node.exited,), timeout=ANSWER_S)
+        if node.exited.done():
+            return
+        name = node.spec.name
+        if node.pid and await node.zygote.kill_node(node.pid):
+            log.warning("the zygote does not answer; node %s was killed without it", name)
+            self._take_exit(node, "it was killed")
+            return
+        if not node.exited.done():  # a node that it may still fork cannot be ended otherwise
+            log.error("the zygote does not answer, so it is killed, and its nodes with it, to end node %s", name)
+            node.zygote.kill()
+        await asyncio.shield(node.exited)
 
     def _outcome(self, node: _Node) -> NodeHandle:
         """What became of a spawn."""
@@ -217,17 +241,20 @@ class LocalLauncher:
             embedding=request.embedding,
         )
         if plan is None:
-            return dataclasses.replace(spec, batch=max(spec.batch, spec.ctx)) if spec.embedding else spec
+            return dataclasses.replace(spec, batch=max(spec.batch, padded(spec.ctx))) if spec.embedding else spec
         cache_mib = -(-plan.need.prompt_cache_bytes // 2**20)
         return dataclasses.replace(spec, batch=plan.batch, cache_mib=cache_mib)
 
     async def _ensure_zygote(self) -> ZygoteProcess:
         async with self._starting:
             if self._is_closed:
-                raise LlamboError("cannot start a node: the launcher is closed")
+                raise LlamboError(_CLOSED)
             if self._zygote is None or self._zygote.has_ended:
                 self._zygote = await ZygoteProcess.start(on_event=self._take, on_end=self._take_end)
-            await self._zygote.wait_up()
+            if not self._is_closed:
+                await self._zygote.wait_up()
+            if self._is_closed:
+                raise LlamboError(_CLOSED)
             return self._zygote
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -238,6 +265,7 @@ class LocalLauncher:
             case "started":
                 node.pid = event["pid"]
             case "ready":
+                node.pid = event["pid"]
                 if not node.ready.done():
                     node.ready.set_result(_handle(node, event))
             case "refused":
@@ -247,13 +275,13 @@ class LocalLauncher:
             case "unforked":
                 node.unforked = event["message"]
                 node.exited.set_result("it was never made")
-            case "exited":
-                self._take_exit(node, _exit_reason(event["status"]))
+            case "exited" if event["pid"] == node.pid:  # not another one's that had the name before
+                self._take_exit(node, exit_reason(event["status"]))
 
     def _take_end(self, zygote: ZygoteProcess) -> None:
         for node in list(self._nodes.values()):
             if node.zygote is zygote:  # it took its children along
-                self._take_exit(node, "its zygote ended")
+                self._take_exit(node, f"its zygote ended: {zygote.ending}")
 
     def _take_exit(self, node: _Node, reason: str) -> None:
         if node.exited.done():
@@ -287,18 +315,9 @@ def _handle(node: _Node, ready: dict[str, Any]) -> NodeHandle:
         address=UNIX + spec.socket_path,
         machine=socket.gethostname(),
         slots=spec.slots,
-        ctx=spec.ctx,
+        ctx=node.plan.ctx if node.plan else padded(spec.ctx),
         model=Path(spec.model_path).stem,
         log_path=spec.log_path,
         sandbox=tuple(ready["sandbox"]),
         features=frozenset(features),
     )
-
-
-def _exit_reason(status: int) -> str:
-    if status >= 0:
-        return f"it ended with status {status}"
-    name = ""
-    with contextlib.suppress(ValueError):
-        name = f" ({signal.Signals(-status).name})"
-    return f"it was killed by signal {-status}{name}"

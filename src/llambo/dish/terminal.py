@@ -1,0 +1,65 @@
+"""Standard output as a sink: what a person sees, and what a pipe gets.
+
+What comes of files and models reaches a terminal without its control characters: they could move the cursor, change the
+title or type into the shell. A pipe gets the very bytes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator
+from typing import IO
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_ALTERNATE, _USUAL = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+_HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
+
+
+class Terminal:
+    """Writes to `stream` at once. `shows` says that it is a terminal, `has_colour` that colours are wanted there."""
+
+    def __init__(self, stream: IO[str], *, shows: bool, has_colour: bool = False) -> None:
+        self.shows = shows
+        self.has_colour = has_colour
+        self.is_at_line_start = True
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    async def write(self, data: bytes) -> None:
+        """Shows `data`."""
+        if not self.shows:
+            self._stream.buffer.write(data)  # type: ignore[attr-defined] # a standard stream has one
+            self._stream.flush()
+            return
+        text = _CONTROL.sub("", self._decoder.decode(data))
+        if text:
+            self.is_at_line_start = text.endswith("\n")
+            self._put(text)
+
+    def end_line(self) -> None:
+        """Begins a new line, where something stands on this one."""
+        if self.shows and not self.is_at_line_start:
+            self._put("\n")
+            self.is_at_line_start = True
+
+    def draw(self, text: str) -> None:
+        """Shows as much of `text` as there is room for, in the place of what is on the screen."""
+        width, height = shutil.get_terminal_size()
+        lines = [_CONTROL.sub("", line)[:width] for line in text.split("\n")[:height]]
+        self._put(_HOME + f"{_REST_OF_LINE}\r\n".join(lines) + _REST_OF_LINE + _REST_OF_SCREEN)
+
+    @contextlib.contextmanager
+    def screen(self) -> Iterator[None]:
+        """A screen of its own for the block; what was there before comes back."""
+        self._put(_ALTERNATE)
+        try:
+            yield
+        finally:
+            self._put(_USUAL)
+
+    def _put(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()

@@ -1,0 +1,132 @@
+"""The namespace over a real cluster: nodes that are processes, answers that a model gives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from llambo.cluster.api import Cluster
+from llambo.cluster.control import NodeInfo
+from llambo.core import paths
+from llambo.core.types import Done, GenerateRequest, Message, Sampling
+from llambo.namespace.server import Namespace
+from llambo.ninep.client import AsyncClient
+from llambo.ninep.server import FileServer
+
+QUESTION = "What is distributed computing?"
+GREEDY = "temperature 0\nmax_tokens 12\n"
+
+
+class Look:
+    """The nodes of a cluster in this process."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def ids(self) -> Mapping[str, object]:
+        return self._cluster._world.nodes
+
+    def info(self, node_id: str) -> NodeInfo:
+        self._cluster._world.nodes[node_id]
+        return self._cluster._node_infos([node_id])[0]
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with Cluster(log_dir=tmp_path / "logs", state_path=tmp_path / "state.json", on_demand=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def client(cluster: Cluster, tmp_path: Path) -> AsyncIterator[AsyncClient]:
+    namespace = Namespace(cluster, cluster, Look(cluster), home=paths.home(), request_stop=lambda: None)
+    async with namespace, FileServer(namespace.attach) as server:
+        address = await server.listen(f"unix!{tmp_path}/s")
+        async with await AsyncClient.connect(address) as client:
+            yield client
+
+
+async def _ask(cluster: Cluster, *messages: Message) -> str:
+    request = GenerateRequest(messages=messages, sampling=Sampling(max_tokens=12, temperature=0))
+    return "".join([event.text async for event in cluster.generate(request) if not isinstance(event, Done)])
+
+
+async def test_nodes_are_spawned_looked_at_and_ended_by_files(client: AsyncClient) -> None:
+    async with client.open("events") as events, client.open("ctl", "rw") as ctl:
+        await ctl.write("spawn 2 tiny")
+        assert await ctl.read_all() == b"n1\nn2\n"
+        assert b"node_ready" in await events.read()
+        assert [entry.name for entry in await client.ls("nodes")] == ["n1", "n2"]
+        status = dict(
+            line.partition(" ")[::2] for line in (await client.read_file("nodes/n1/status")).decode().splitlines()
+        )
+        assert (status["state"], status["type"], status["model"]) == ("ready", "tiny", "built-in")
+        assert int(status["rss_bytes"]) > int(status["uss_bytes"]) > 0
+        async with client.open("nodes/n1/log") as log:
+            assert await log.read(), "what the node said when it started"
+        pid = int(status["pid"])
+        await client.write_file("nodes/n1/ctl", "restart")
+        assert not psutil.pid_exists(pid)
+        assert b"epoch 2\n" in await client.read_file("nodes/n1/status")
+        await client.remove("nodes/n2")
+        await ctl.write("kill n1")
+        assert await client.ls("nodes") == []
+        document = json.loads(await client.read_file("status.json"))
+        assert document["nodes"]["total"] == 0
+        assert document["node_list"] == []
+
+
+async def test_a_session_has_the_conversation_that_the_door_has(cluster: Cluster, client: AsyncClient) -> None:
+    await cluster.spawn(1)
+    first = await _ask(cluster, Message("user", QUESTION))
+    second = await _ask(
+        cluster, Message("user", QUESTION), Message("assistant", first), Message("user", "Say it again.")
+    )
+    async with client.open("clone", "rw") as ctl:
+        path = f"sessions/{(await ctl.read()).decode().strip()}"
+        await ctl.write(GREEDY)
+        await client.write_file(f"{path}/prompt", f"{QUESTION}\n")
+        async with client.open(f"{path}/stream") as stream:
+            pieces = [piece async for piece in stream]
+        assert b"".join(pieces).decode() == first
+        await client.write_file(f"{path}/prompt", "Say it again.")
+        await ctl.write("send")
+        assert (await client.read_file(f"{path}/reply")).decode() == second
+        status = dict(
+            line.partition(" ")[::2] for line in (await client.read_file(f"{path}/status")).decode().splitlines()
+        )
+        assert (status["state"], status["node"], status["tokens"]) == ("done", "n1", "12")
+        assert int(status["cached_tokens"]) > 0, "the conversation is still in the node's cache"
+
+
+async def test_a_stream_that_is_closed_frees_its_slot(cluster: Cluster, client: AsyncClient, tiny_model: Path) -> None:
+    await client.write_file("ctl", f"spawn 1 model={tiny_model}")
+    async with client.open("data", "rw") as data:
+        await data.write("go on for ever")
+        assert await data.read()
+        assert cluster.cluster_status().slots.busy == 1
+    async with asyncio.timeout(20):
+        while cluster.cluster_status().slots.busy:
+            await asyncio.sleep(0.005)
+    assert cluster.cluster_status().requests.cancelled == 1
+
+
+async def test_a_model_is_loaded_and_unloaded_by_its_files(client: AsyncClient, walk_model: Path) -> None:
+    await client.write_file("models/built-in/ctl", "load")
+    assert b"state ready\n" in await client.read_file("models/built-in/status")
+    await client.write_file("models/built-in/ctl", "unload")
+    assert await client.ls("nodes") == []
+    assert b"state stored\n" in await client.read_file("models/built-in/status")
+
+
+async def test_a_checkpoint_is_saved_where_it_says(client: AsyncClient, tmp_path: Path) -> None:
+    async with client.open("ctl", "rw") as ctl:
+        await ctl.write(f"spawn 1 tiny\ncheckpoint '{tmp_path}/a copy.json'")
+        assert (await ctl.read_all()).decode() == f"n1\n{tmp_path}/a copy.json\n"
+    saved = json.loads((tmp_path / "a copy.json").read_text())
+    assert saved | {"saved_at": 0} == json.loads(await client.read_file("checkpoint")) | {"saved_at": 0}
