@@ -1,7 +1,7 @@
 """The cluster as files: streamed answers beside the cluster's door, ten thousand nodes, a thousand readers of events.
 
-The server of the first is in this process, so that both take their answers from one cluster; that of the others is a
-process of its own, over a cluster in memory.
+Answers are read by a process of its own, from a server in the process of the cluster, which the door is in too. The
+other servers are processes of their own, over a cluster in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from bench.harness import Report, interleave, percentile
+from bench.harness import Report, interleave, model, percentile
 from llambo.cli.node_look import ClusterLook
 from llambo.cluster.api import Cluster
 from llambo.cluster.control import ClusterEvent
@@ -32,8 +32,6 @@ from llambo.ninep.server import FileServer
 from tests.namespace.namespace_world import NODE, FakeCluster
 
 QUESTION = "What is distributed computing?"
-TOKENS = 400
-FIRSTS = 200
 ROUNDS = 9
 ENTRIES = 10_000
 READERS = 1000
@@ -42,16 +40,15 @@ _BUILT_IN = Path(__file__).parent.parent / "src/llambo/data/built-in.gguf"
 
 
 @contextlib.asynccontextmanager
-async def _served() -> AsyncIterator[tuple[Cluster, AsyncClient]]:
+async def _served(model_path: Path) -> AsyncIterator[tuple[Cluster, str]]:
     with tempfile.TemporaryDirectory(prefix="llambo-bench-") as home:
         os.environ["LLAMBO_HOME"] = home
         async with Cluster() as cluster:
             namespace = Namespace(cluster, cluster, ClusterLook(cluster), home=Path(home), request_stop=lambda: None)
-            await cluster.load(str(_BUILT_IN), options=LoadOptions(ctx=2048, slots=2))
+            await cluster.load(str(model_path), options=LoadOptions(ctx=1024, slots=2))
             async with namespace, FileServer(namespace.attach) as server:
                 address = await server.listen(f"unix!{home}/styx")
-                async with await AsyncClient.connect(address) as client:
-                    yield cluster, client
+                yield cluster, address
 
 
 def _request(tokens: int) -> GenerateRequest:
@@ -69,8 +66,19 @@ async def _door(cluster: Cluster, tokens: int) -> tuple[float, float]:
     raise AssertionError
 
 
+async def _read(address: str) -> None:
+    """The reader's process: for each number of tokens on standard input one answer, and what it took."""
+    loop = asyncio.get_running_loop()
+    async with await AsyncClient.connect(address) as client, client.open("clone", "rw") as ctl:
+        path = f"sessions/{(await ctl.read()).decode().strip()}"
+        while tokens := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
+            first, rate = await _stream(client, ctl, path, int(tokens))
+            sys.stdout.write(f"{first} {rate}\n")
+            sys.stdout.flush()
+
+
 async def _stream(client: AsyncClient, ctl: AsyncFile, path: str, tokens: int) -> tuple[float, float]:
-    """The same through `sessions/N/stream`: from the opening, which sends the prompt, to its end."""
+    """As `_door`, through `sessions/N/stream`: from the opening, which sends the prompt, to its end."""
     await ctl.write(f"clear\nmax_tokens {tokens}\nseed 1\ntemperature 1.5\n")
     await client.write_file(f"{path}/prompt", QUESTION)
     started = time.perf_counter()
@@ -84,29 +92,44 @@ async def _stream(client: AsyncClient, ctl: AsyncFile, path: str, tokens: int) -
     return first, count / took
 
 
-async def _streams(report: Report) -> None:
-    async with _served() as (cluster, client), client.open("clone", "rw") as ctl:
-        path = f"sessions/{(await ctl.read()).decode().strip()}"
+async def _streams(report: Report, name: str, path: Path, tokens: int, firsts: int) -> None:
+    async with _served(path) as (cluster, address):
+        reader = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bench.namespace", "read", address,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        say, hear = reader.stdin, reader.stdout
+
+        async def stream(count: int) -> tuple[float, float]:
+            say.write(f"{count}\n".encode())
+            first, rate = map(float, (await hear.readline()).split())
+            return first, rate
+
         await _door(cluster, 4)
-        await _stream(client, ctl, path, 4)
-        pairs = [(await _door(cluster, 4), await _stream(client, ctl, path, 4)) for _ in range(FIRSTS)]
-        door, stream = percentile([one[0] for one, _ in pairs], 0.5), percentile([two[0] for _, two in pairs], 0.5)
+        await stream(4)
+        pairs = [(await _door(cluster, 4), await stream(4)) for _ in range(firsts)]
+        one, two = percentile([one[0] for one, _ in pairs], 0.5), percentile([two[0] for _, two in pairs], 0.5)
         over = percentile([two[0] - one[0] for one, two in pairs], 0.5)
         report.add(
-            f"first token of sessions/N/stream over the cluster's door, median of {FIRSTS}",
-            f"{over * 1e3:.2f} ms more ({stream * 1e3:.2f} and {door * 1e3:.2f} ms)",
+            f"{name}: first token of sessions/N/stream over the cluster's door, median of {firsts}",
+            f"{over * 1e3:.2f} ms more ({two * 1e3:.2f} and {one * 1e3:.2f} ms)",
             "<= 2 ms",
         )
 
         async def through_door() -> float:
-            return (await _door(cluster, TOKENS))[1]
+            return (await _door(cluster, tokens))[1]
 
         async def through_stream() -> float:
-            return (await _stream(client, ctl, path, TOKENS))[1]
+            return (await stream(tokens))[1]
 
         one, two, ratio = await interleave(through_door, through_stream, ROUNDS)
         figure = f"{ratio:.3f} ({two:,.0f} of {one:,.0f} tokens/s)"
-        report.add("tokens/s of sessions/N/stream against the cluster's door", figure, ">= 0.95")
+        report.add(f"{name}: tokens/s of sessions/N/stream against the cluster's door", figure, ">= 0.95")
+        say.close()
+        await reader.wait()
 
 
 async def _serve(directory: str) -> None:
@@ -189,7 +212,8 @@ async def _events(report: Report) -> None:
 
 def streams(report: Report) -> None:
     """Answers through `sessions/N/stream` and through the door, in turns."""
-    uvloop.run(_streams(report))
+    uvloop.run(_streams(report, "built-in", _BUILT_IN, 400, 100))
+    uvloop.run(_streams(report, "125M Q8_0", model("small"), 64, 20))
 
 
 def listing(report: Report) -> None:
@@ -205,4 +229,8 @@ def events(report: Report) -> None:
 PARTS = {"styx_streams": streams, "styx_listing": listing, "styx_events": events}
 
 if __name__ == "__main__":
-    uvloop.run(_serve(sys.argv[1]))
+    match sys.argv[1:]:
+        case ["read", address]:
+            uvloop.run(_read(address))
+        case [directory]:
+            uvloop.run(_serve(directory))

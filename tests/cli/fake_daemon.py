@@ -29,6 +29,7 @@ def fake_daemon() -> Iterator[FakeCluster]:
         cluster = FakeCluster()
         cluster.by_id.clear()
         cluster.made = 0
+        cluster.troubles = ()
         cluster.fault = RuntimeError("a fault of ours")
         clusters.append(cluster)
         facts = Facts(None, (address,))

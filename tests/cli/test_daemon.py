@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -17,6 +18,8 @@ import pytest
 from llambo import Bridge
 from llambo.cli import launching, running
 from llambo.core import paths
+from llambo.core.errors import Refused, Unreachable
+from llambo.ninep.blocking import Client
 from tests.cli.daemons import all_gone, ask, cluster, ctl, daemon_pid, no_daemon_left, processes, runs
 from tests.cli.programs import run, start
 
@@ -332,3 +335,39 @@ def test_the_stream_of_infer_is_a_line_per_token_and_then_the_document() -> None
         plain = run("llamboctl", "infer", "--max-tokens", "6", "--temperature", "0", "--raw-prompt", QUESTION)
         assert (plain.returncode, plain.stderr) == (0, "")
         assert plain.stdout.endswith("\n")
+
+
+def test_the_namespace_is_served_over_tcp_to_who_has_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = ctl("token", "create", "--scope", "read").split()[-1]
+    monkeypatch.setenv("LLAMBO_STYX_LISTEN", "tcp!127.0.0.1!0")
+    with cluster() as facts:
+        local, remote = facts["styx"]
+        assert local == f"unix!{paths.runtime_dir()}/styx.sock"
+        assert ask("status")["styx"] == [local, remote]
+        with Client.connect(remote, aname=secret) as client:
+            assert b"state ready\n" in client.read_file("status")
+            origin = b"environment variable LLAMBO_STYX_LISTEN"
+            assert b"styx.listen = tcp!127.0.0.1!0  # %s\n" % origin in client.read_file("config")
+            assert "ctl" not in [entry.name for entry in client.ls()]
+        with pytest.raises(Refused):
+            Client.connect(remote)
+
+
+def test_shutdown_lets_an_answer_of_a_session_finish(walk_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMBO_MODELS_DEFAULT", str(walk_model))
+    text = b""
+    with cluster() as facts, Client.connect(facts["styx"][0]) as client:
+        everything = processes(facts["pid"])
+        # Once the answer is whole the daemon hangs up, perhaps before its files are closed.
+        with contextlib.suppress(Unreachable), client.open("clone", "rw") as clone:
+            path = f"sessions/{clone.read().decode().strip()}"
+            clone.write("max_tokens 300\ntemperature 0")
+            client.write_file(f"{path}/prompt", "hello")
+            with client.open(f"{path}/stream") as stream:
+                text = stream.read()
+                client.write_file("ctl", "shutdown")
+                while piece := stream.read():
+                    text += piece
+        assert len(text) >= 300, "every token of it has a character at least"
+        assert all_gone(everything)
+    assert sockets_and_files() == []

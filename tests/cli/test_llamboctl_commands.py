@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +17,7 @@ import pytest
 
 from llambo.core import paths
 from tests.cli.fake_daemon import fake_daemon
-from tests.cli.programs import run
+from tests.cli.programs import command, run, start
 from tests.namespace.namespace_world import NODE, FakeCluster
 
 NODE_KEYS = {"id", "type", "state", "pid", "epoch", "machine", "model", "slots", "busy", "address", "socket", "sandbox"}
@@ -198,3 +204,36 @@ def test_a_node_s_log_is_printed(control: FakeCluster, tmp_path: Path) -> None:
     assert run("llamboctl", "logs", "n1").stdout == "one\ntwo\nthree\n"
     assert run("llamboctl", "logs", "-n", "1", "-f", "n1").stdout == "three\n"  # without a process there is no more
     assert "n2 has no log here" in run("llamboctl", "logs", "n2").stderr
+
+
+def test_on_a_terminal_the_start_of_nodes_is_drawn(control: FakeCluster) -> None:
+    main, other = pty.openpty()
+    process = subprocess.Popen(
+        command("llamboctl", "spawn", "--count", "2"),
+        stdout=subprocess.PIPE,
+        stderr=other,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+    )
+    os.close(other)
+    drawn = b""
+    with contextlib.suppress(OSError):  # which is how the other end of a terminal ends
+        while piece := os.read(main, 65536):
+            drawn += piece
+    output, _ = process.communicate(timeout=20)
+    os.close(main)
+    assert (process.returncode, output) == (0, b"2 nodes started: n1, n2\n")
+    assert b"starting nodes" in drawn
+    assert b"2/2" in drawn
+
+
+def test_a_spawn_that_is_interrupted_is_taken_back(control: FakeCluster) -> None:
+    control.hold.clear()
+    process = start("llamboctl", "spawn", stdin=subprocess.DEVNULL)
+    while not control.calls:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == (b"", b"")
+    assert process.returncode == 130
+    while not control.cancelled.is_set():
+        time.sleep(0.01)
+    assert control.by_id == {}

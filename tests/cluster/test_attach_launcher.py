@@ -92,6 +92,17 @@ async def test_a_server_with_the_openai_api_alone_has_the_slots_that_it_is_given
     assert more.slots == 9
 
 
+async def test_a_server_with_several_models_goes_on_serving_the_one_that_the_node_is_for(
+    launcher: AttachLauncher,
+) -> None:
+    models = (200, {"data": [{"id": "newest"}, {"id": "org/model"}]})
+    async with server({"/v1/models": models, "/v1/chat/completions": CHAT}) as (url, _):
+        new = await launcher.spawn(NodeRequest("a1.1", url=url), timeout_s=10)
+        kept = await launcher.spawn(NodeRequest("a2.2", url=url, model="org/model"), timeout_s=10)
+        gone = await launcher.spawn(NodeRequest("a3.2", url=url, model="no longer there"), timeout_s=10)
+    assert [node.model for node in (new, kept, gone)] == ["newest", "org/model", "newest"]
+
+
 async def test_a_path_before_v1_is_kept(launcher: AttachLauncher) -> None:
     async with server({"/api/v1/models": MODELS, "/api/v1/chat/completions": CHAT}) as (url, _):
         node = await launcher.spawn(NodeRequest("a1.1", url=f"{url}/api/v1"), timeout_s=10)
@@ -161,6 +172,9 @@ async def test_a_server_that_loads_for_too_long_or_hangs_is_too_late(
         ({"/v1/models": (200, {"data": []})}, 404, Unreachable, "no model at present"),
         ({"/v1/models": MODELS}, 500, Unreachable, "neither answers nor embeddings"),
         ({"/v1/models": MODELS}, 401, Refused, "HTTP status 401"),
+        ({"/v1/models": (200, b'{"data":[{"id":"\xff"}]}')}, 404, Unreachable, "no list of models"),
+        ({"/v1/models": (200, b"[" * 100_000), "/props": (200, b"[" * 100_000)}, 404, Unreachable, "no list of models"),
+        ({"/props": (200, {"total_slots": -1})}, 404, Unreachable, "HTTP status 404"),
         ({"/props": (200, {"total_slots": 2})}, 500, Unreachable, "neither answers nor embeddings"),
         ({"/props": (200, {"total_slots": 2}), "/completion": (200, b"x")}, 500, Unreachable, "as no LLM server"),
         ({"/props": (200, {"total_slots": 2}), "/tokenize": (200, b"x")}, 500, Unreachable, "as no LLM server"),
@@ -203,6 +217,10 @@ async def test_what_is_no_http_server_is_said_in_one_sentence(launcher: AttachLa
         "http://host:99999",
         "http://host:x",
         "http://[::1",
+        "http://a..b",
+        "http://.",
+        "http://é..x",
+        f"http://{'a' * 70}.com",
         "http://ho st",
         "http://host/\n",
         "http://host?key=secret",

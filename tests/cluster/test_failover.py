@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llambo.cluster.failover import Answer, Attempt, StreamEnd
-from llambo.core.errors import Diverged
+from llambo.core.errors import Diverged, PromptTooLong
 from llambo.core.types import GenerateRequest, Sampling, TokenEvent
 
 PROMPT = "ask"
@@ -257,13 +257,70 @@ def test_a_node_that_dies_after_the_last_token_allowed_leaves_nothing_to_ask() -
     assert answer.again(has_ids=True, prompt_ids=PROMPT_IDS) == StreamEnd("length", 2, 3, 0)
 
 
-def test_a_node_that_dies_when_the_context_is_full_leaves_nothing_to_ask() -> None:
-    answer = Answer(request(temperature=0), PROMPT, 7)
-    answer.first()
+def begun(ctx: int, **sampling: object) -> Answer:
+    """An answer of two tokens, after a prompt of three, on a node with that context, which dies."""
+    answer = Answer(request(temperature=0, **sampling), PROMPT, 7)
+    answer.first(ctx)
     for i, text in ((300, "the"), (301, " end")):
         answer.take(TokenEvent(text, (i,)))
-    assert isinstance(answer.again(has_ids=True, prompt_ids=PROMPT_IDS, ctx=6), Attempt)
-    assert answer.again(has_ids=True, prompt_ids=PROMPT_IDS, ctx=5) == StreamEnd("length", 2, 3, 0)
+    return answer
+
+
+@pytest.mark.parametrize("ctx", [4, 5, 6, 0])
+def test_a_node_that_dies_when_its_context_is_full_leaves_nothing_to_ask_of_any_other(ctx: int) -> None:
+    end = begun(5).again(has_ids=True, prompt_ids=PROMPT_IDS, ctx=ctx)
+    assert end == StreamEnd("length", 2, 3, 0)
+
+
+@pytest.mark.parametrize("first", [6, 0])
+@pytest.mark.parametrize("ctx", [4, 5])
+def test_an_answer_that_does_not_fit_the_next_node_goes_on_where_there_is_room_and_is_one_failover(
+    first: int, ctx: int
+) -> None:
+    answer = begun(first)
+    with pytest.raises(PromptTooLong, match=f"context of {ctx} tokens"):
+        answer.again(has_ids=True, prompt_ids=PROMPT_IDS, ctx=ctx)
+    attempt = answer.again(has_ids=True, prompt_ids=PROMPT_IDS, ctx=6)
+    assert isinstance(attempt, Attempt)
+    assert attempt.prompt == (*PROMPT_IDS, 300, 301)
+    assert answer.take(TokenEvent("…!", (304,))) == [TokenEvent("…!", (304,))]
+    assert answer.end(StreamEnd("stop", 2, 5, 0)) == StreamEnd("stop", 4, 3, 0)
+    assert answer.failovers == 1
+
+
+def test_an_answer_that_outgrows_a_smaller_node_is_not_cut_there() -> None:
+    answer = begun(100)
+    answer.again(has_ids=True, prompt_ids=PROMPT_IDS, ctx=7)
+    answer.take(TokenEvent("é", (302,)))
+    answer.take(TokenEvent(" ", (303,)))
+    with pytest.raises(PromptTooLong, match="context of 7 tokens"):
+        answer.end(StreamEnd("length", 2, 5, 0))
+    attempt = answer.again(has_ids=True, prompt_ids=PROMPT_IDS, ctx=100)
+    assert isinstance(attempt, Attempt)
+    assert attempt.prompt == (*PROMPT_IDS, 300, 301, 302, 303)
+
+
+def test_a_replay_that_fills_a_smaller_node_before_all_has_come_again_is_too_long_and_has_not_diverged() -> None:
+    answer = Answer(request(temperature=1.0, seed=3), PROMPT, 7)
+    answer.first(100)
+    answer.take(TokenEvent("the end"))
+    answer.again(has_ids=True, ctx=5)
+    answer.take(TokenEvent("the"))
+    with pytest.raises(PromptTooLong):
+        answer.end(StreamEnd("length", 1, 3, 0))
+
+
+def test_an_answer_that_ends_at_its_own_limit_on_a_smaller_node_is_whole() -> None:
+    answer = begun(100, max_tokens=4)
+    answer.again(has_ids=True, prompt_ids=PROMPT_IDS, ctx=7)
+    answer.take(TokenEvent("é", (302,)))
+    answer.take(TokenEvent(" ", (303,)))
+    assert answer.end(StreamEnd("length", 2, 5, 0)) == StreamEnd("length", 4, 3, 0)
+
+
+def test_a_smaller_node_whose_turn_came_first_gives_what_it_has_room_for() -> None:
+    answer = begun(5)
+    assert answer.end(StreamEnd("length", 2, 3, 0)) == StreamEnd("length", 2, 3, 0)
 
 
 def test_a_node_that_dies_before_it_gave_anything_is_a_retry_and_no_failover() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -15,10 +14,11 @@ import pytest
 from llambo.cluster import checkpoint
 from llambo.cluster.api import Cluster
 from llambo.cluster.checkpoint import Checkpoint, ModelState, NodeState
+from llambo.cluster.events import NodeWanted
 from llambo.cluster.keeping import SAVE_AFTER_S
 from llambo.cluster.launch.base import NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
-from llambo.core.errors import BadRequest, NotFound
+from llambo.core.errors import BadRequest, LlamboError, NotFound
 from llambo.core.types import Done, GenerateRequest, LoadOptions, Sampling
 from tests.cluster.clusters import quick, until
 from tests.cluster.llama_server import llama_server
@@ -112,27 +112,31 @@ async def test_nodes_that_were_not_restored_are_dropped_with_their_model(tmp_pat
 async def test_nothing_is_saved_before_a_restore_has_ended(
     tmp_path: Path, walk_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, fifo = tmp_path / "state.json", tmp_path / "stuck.gguf"
+    path = tmp_path / "state.json"
     walk = ModelState("walk", str(walk_model), LoadOptions(ctx=256, slots=1))
     nodes = tuple(NodeState(f"n{number}", "tiny", "walk", 1) for number in (1, 2))
-    checkpoint.write(path, Checkpoint(1.0, "random", (walk, ModelState("slow", str(fifo))), nodes))
+    checkpoint.write(path, Checkpoint(1.0, "random", (walk,), nodes))
     written = path.read_bytes()
-    writes: list[Checkpoint] = []
-    real = checkpoint.write
-    monkeypatch.setattr(checkpoint, "write", lambda where, state: (writes.append(state), real(where, state)))
-    os.mkfifo(fifo)  # whoever reads it waits for a writer
+    may_start = asyncio.Event()
     async with Cluster(quick(), state_path=path) as cluster:
+        start = cluster._operating.start
+
+        async def start_later(wanted: NodeWanted) -> str:
+            if wanted.id == "n2":
+                await may_start.wait()
+            return await start(wanted)
+
+        monkeypatch.setattr(cluster._operating, "start", start_later)
         restoring = asyncio.create_task(cluster.restore_checkpoint())
-        await until(lambda: "walk" in {info.name for info in cluster.status().models})
+        await until(lambda: cluster.cluster_status().nodes.ready == 1)
         cluster.set_strategy("least-loaded")
         assert {node["id"] for node in cluster.checkpoint()["nodes"]} == {"n1", "n2"}, "they are wanted all the time"
         await asyncio.sleep(3 * SAVE_AFTER_S)
         assert path.read_bytes() == written
-        with fifo.open("wb") as writer:
-            writer.write(b"no model")
-        assert [problem.split(":")[0] for problem in await restoring] == ["model slow"]
-        await until(lambda: writes)
-    assert all({node.id for node in state.nodes} == {"n1", "n2"} for state in writes)
+        may_start.set()
+        assert await restoring == []
+        await until(lambda: saved(path)["strategy"] == "least-loaded")
+    assert [node["id"] for node in saved(path)["nodes"]] == ["n1", "n2"]
 
 
 async def test_a_restore_that_is_cancelled_forgets_nothing(tmp_path: Path, walk_model: Path) -> None:
@@ -187,6 +191,49 @@ async def test_a_checkpoint_that_cannot_be_written_is_a_problem_until_it_can(tmp
     assert saved(blocker / "state.json")["strategy"] == "random"
 
 
+async def test_what_was_configured_since_then_beats_the_checkpoint(tmp_path: Path, walk_model: Path) -> None:
+    path = tmp_path / "state.json"
+    async with Cluster(quick(), state_path=path) as cluster:
+        await cluster.spawn(1, node_type="tiny")
+        cluster.set_strategy("random")
+        await until(lambda: saved(path).get("strategy") == "random")
+    async with Cluster(quick(), state_path=path) as cluster:
+        await cluster.restore_checkpoint()
+        assert cluster.cluster_status().strategy == "random", "nobody has said otherwise since"
+    settings = quick(load_balancer={"strategy": "least-loaded"}, models={"default": str(walk_model)})
+    async with Cluster(settings, state_path=path) as cluster:
+        assert await cluster.restore_checkpoint() == []
+        assert cluster.cluster_status().strategy == "least-loaded"
+        assert [(m.name, m.is_default, m.state) for m in cluster.status().models] == [
+            ("walk", True, "ready"),
+            ("built-in", False, "ready"),
+        ]
+
+
+async def test_a_number_of_a_lost_node_is_not_given_again(tmp_path: Path, walk_model: Path) -> None:
+    path, model = tmp_path / "state.json", tmp_path / "moving.gguf"
+    shutil.copy(walk_model, model)
+    async with Cluster(quick(), state_path=path) as cluster:
+        await cluster.spawn(1, node_type="tiny", model="built-in")
+        await cluster.spawn(1, node_type="tiny", model=str(model))
+        await until(lambda: len(saved(path)["nodes"]) == 2)
+    model.unlink()
+    async with Cluster(quick(), state_path=path) as cluster:
+        assert len(await cluster.restore_checkpoint()) == 2
+        assert cluster.cluster_status().state == "degraded"
+        (node,) = await cluster.spawn(1, node_type="tiny", model="built-in")
+        assert node.id == "n3"
+        await cluster.free("moving")
+        assert cluster.cluster_status().problems == ()
+
+
+async def test_a_checkpoint_for_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    async with Cluster(quick(), state_path=tmp_path / "state.json") as cluster:
+        with pytest.raises(LlamboError, match="there is no directory"):
+            await cluster.save_checkpoint(tmp_path / "typo" / "x.json")
+        assert not (tmp_path / "typo").exists()
+
+
 async def test_no_checkpoint_and_a_damaged_one_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     async with Cluster(quick(), state_path=path) as cluster:
@@ -216,7 +263,9 @@ async def test_an_attached_server_is_restored_with_its_key_from_the_environment(
         async with Cluster(quick(), state_path=path) as cluster:
             assert await cluster.restore_checkpoint() == []
             (node,) = await cluster.nodes()
-            assert (node.id, node.url, node.state) == ("n1", server.url, "dead"), "without its key it cannot be used"
+            assert (node.id, node.address, node.state) == ("n1", server.url, "dead"), (
+                "without its key it cannot be used"
+            )
 
 
 async def test_an_attached_server_that_is_not_there_is_dialled_again_later(tmp_path: Path, walk_model: Path) -> None:

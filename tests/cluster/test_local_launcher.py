@@ -231,6 +231,169 @@ async def test_a_stopped_zygote_does_not_keep_a_launcher_from_closing(
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers that wait half a second for a zygote that does not answer."""
+    monkeypatch.setattr("llambo.cluster.launch.local.ANSWER_S", 0.5)
+    monkeypatch.setattr("llambo.cluster.launch.zygote.END_S", 0.5)
+
+
+async def stop_zygote(launcher: LocalLauncher, model: Path) -> tuple[NodeHandle, psutil.Process]:
+    """Stops the zygote of a node n0; both."""
+    node = await launcher.spawn(request_for(model, "n0"), timeout_s=30)
+    zygote = psutil.Process(node.pid).parent()
+    assert zygote is not None
+    zygote.suspend()
+    return node, zygote
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_node_of_a_stopped_zygote_can_be_terminated_and_the_others_live_on(
+    launcher: LocalLauncher, tiny_model: Path
+) -> None:
+    other = await launcher.spawn(request_for(tiny_model, "n1"), timeout_s=30)
+    node, zygote = await stop_zygote(launcher, tiny_model)
+    async with asyncio.timeout(5):
+        await launcher.terminate("n0")
+    assert psutil.Process(node.pid).status() == psutil.STATUS_ZOMBIE, "it is dead, and its zygote cannot bury it"
+    assert (await post(other, "/completion", prompt="hello", n_predict=1))["tokens_predicted"] == 1
+    zygote.resume()
+    again = await launcher.spawn(request_for(tiny_model, "n0"), timeout_s=30)
+    assert again.pid != node.pid
+    assert (await post(again, "/completion", prompt="hello", n_predict=1))["tokens_predicted"] == 1, (
+        "the old one's end is not its own"
+    )
+    await launcher.terminate("n0")
+    assert not psutil.pid_exists(node.pid)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("end", ["cancelled", "too late", "terminated"])
+async def test_a_spawn_from_a_stopped_zygote_ends_in_time(launcher: LocalLauncher, tiny_model: Path, end: str) -> None:
+    _, zygote = await stop_zygote(launcher, tiny_model)
+    timeout_s = 0.2 if end == "too late" else 30
+    spawning = asyncio.create_task(launcher.spawn(request_for(tiny_model), timeout_s=timeout_s))
+    while launcher.slot_dir("n1") is None:
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        match end:
+            case "cancelled":
+                spawning.cancel()
+            case "terminated":
+                await launcher.terminate("n1")
+        with pytest.raises((asyncio.CancelledError, TimedOut, Cancelled)):
+            await spawning
+        assert (await anext(launcher.watch())).name == "n0", "a zygote that might fork it yet is killed with its nodes"
+    assert not psutil.wait_procs([zygote], timeout=5)[1]
+    assert (await launcher.spawn(request_for(tiny_model), timeout_s=30)).name == "n1"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_node_that_loads_is_ended_also_when_its_zygote_is_stopped(
+    launcher: LocalLauncher, tiny_model: Path, stuck_model: Path
+) -> None:
+    node = await launcher.spawn(request_for(tiny_model, "n0"), timeout_s=30)
+    zygote = psutil.Process(node.pid).parent()
+    assert zygote is not None
+    spawning = asyncio.create_task(launcher.spawn(request_for(stuck_model), timeout_s=30))
+    while not launcher._nodes or "n1" not in launcher._nodes or not launcher._nodes["n1"].pid:
+        await asyncio.sleep(0.01)
+    zygote.suspend()
+    spawning.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await spawning
+    zygote.resume()
+    assert psutil.pid_exists(node.pid)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_closing_with_a_stopped_zygote_and_a_spawn_in_progress_does_not_hang(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    launcher = LocalLauncher(tmp_path / "run")
+    node, zygote = await stop_zygote(launcher, tiny_model)
+    process = psutil.Process(node.pid)
+    spawning = asyncio.create_task(launcher.spawn(request_for(tiny_model), timeout_s=30))
+    while launcher.slot_dir("n1") is None:
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        await launcher.close()
+        with pytest.raises(Cancelled):
+            await spawning
+    assert not psutil.wait_procs([process, zygote], timeout=5)[1]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_closing_while_a_zygote_that_is_stopped_starts_does_not_hang(tiny_model: Path, tmp_path: Path) -> None:
+    launcher = LocalLauncher(tmp_path / "run")
+    spawning = asyncio.create_task(launcher.spawn(request_for(tiny_model), timeout_s=30))
+    while launcher._zygote is None:
+        await asyncio.sleep(0)
+    for child in psutil.Process().children():
+        child.suspend()
+    async with asyncio.timeout(5):
+        await launcher.close()
+        with pytest.raises(LlamboError, match="the launcher is closed"):
+            await spawning
+
+
+async def test_an_order_that_every_zygote_dies_of_is_refused(
+    launcher: LocalLauncher, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    count = tmp_path / "count"
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent(f"""
+            import os, signal
+            def fork():
+                with open({str(count)!r}, "a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.fork = fork
+        """)
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(LlamboError, match=r"3 zygotes ended before it was forked: .* killed by signal 9 \(SIGKILL\)"):
+        await launcher.spawn(request_for(tiny_model), timeout_s=30)
+    assert count.read_text() == "xxx"
+    monkeypatch.delenv("PYTHONPATH")
+    assert (await launcher.spawn(request_for(tiny_model), timeout_s=30)).name == "n1"
+
+
+async def test_a_node_gets_no_secret_of_the_environment(
+    launcher: LocalLauncher, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "OPENAI_API_KEY", "LLAMA_API_KEY", "LLAMBO_HOME_KEY", "DATABASE_URL"):
+        monkeypatch.setenv(name, "open-sesame")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    node = await launcher.spawn(request_for(tiny_model), timeout_s=30)
+    zygote = psutil.Process(node.pid).parent()
+    assert zygote is not None
+    for pid in (node.pid, zygote.pid):
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        assert b"open-sesame" not in environment
+        assert b"OMP_NUM_THREADS=1" in environment
+        assert f"PATH={os.environ['PATH']}".encode() in environment
+
+
+@pytest.mark.parametrize(
+    ("ctx", "slots"), [(16, 1), (100, 3), (256, 1), (257, 2), (700, 3), (2000, 2), (2048, 1), (2100, 1), (5000, 3)]
+)
+async def test_a_node_says_the_context_that_its_engine_really_has(
+    launcher: LocalLauncher, tiny_model: Path, ctx: int, slots: int
+) -> None:
+    node = await launcher.spawn(NodeRequest("n1", str(tiny_model), LoadOptions(ctx=ctx, slots=slots)), timeout_s=30)
+    request = NodeRequest("n2", str(tiny_model), LoadOptions(ctx=ctx, slots=1), embedding=True)
+    for each in (node, await launcher.spawn(request, timeout_s=30)):
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(each.socket_path)) as session,
+            session.get("http://node/props") as response,
+        ):
+            props = await response.json()
+        assert each.ctx == props["default_generation_settings"]["n_ctx"]
+        assert each.slots == props["total_slots"]
+
+
+@pytest.fixture
 def stuck_model(tmp_path: Path) -> Path:
     """A model that never loads: its reader waits for a writer."""
     os.mkfifo(tmp_path / "stuck.gguf")

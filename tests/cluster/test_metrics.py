@@ -128,6 +128,14 @@ def test_a_finished_request_costs_at_most_20_microseconds() -> None:
     assert min(cost_us() for _ in range(5)) <= 20
 
 
+def test_counts_that_cannot_be_are_no_fault() -> None:
+    metrics = Metrics(MetricsSnapshot)
+    metrics.render()
+    metrics.request_ended("http", "done", 1.0, ttft_s=0.1, tokens=-7, prompt_tokens=-5, cached_tokens=10**400)
+    seen = values(metrics)
+    assert (seen["llambo_tokens_total{kind=generated}"], seen["llambo_tokens_total{kind=prompt}"]) == (0, 0)
+
+
 def test_the_library_waits_until_it_is_needed() -> None:
     program = """
 import sys

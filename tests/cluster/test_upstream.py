@@ -14,6 +14,7 @@ import pytest
 import uvloop
 
 from llambo.cluster import upstream_http
+from llambo.cluster.launch.attach import AttachLauncher
 from llambo.cluster.launch.base import EMBEDDING, GENERATE, TEMPLATE, TOKEN_IDS, UNIX, NodeHandle, NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
 from llambo.cluster.upstream import Attempt, SlotState, StreamEnd, Upstream, open_upstream
@@ -120,6 +121,7 @@ async def test_a_json_schema_bounds_the_answer(upstream: Upstream) -> None:
     [
         (Attempt("x", grammar="root ::= ("), "grammar"),
         (Attempt("x", json_schema="{"), "not JSON"),
+        (Attempt("half a character: \udcff"), "JSON cannot carry"),
         (Attempt(()), "prompt"),
     ],
 )
@@ -160,13 +162,65 @@ async def test_closing_the_stream_frees_the_slot(upstream: Upstream) -> None:
         assert len(await collect(upstream, "hello")) == 7
 
 
-async def test_a_closed_client_takes_nothing_new_and_lets_streams_in_flight_go_on(upstream: Upstream) -> None:
-    async with aclosing(upstream.stream(Attempt("hello", sampling=GREEDY))) as events:
+async def test_a_closed_client_takes_nothing_new_and_ends_streams_that_nobody_reads_at_present(
+    upstream: Upstream,
+) -> None:
+    async with aclosing(upstream.stream(Attempt("hello", sampling=Sampling(temperature=0)))) as events:
         await anext(events)
         await upstream.close()
         with pytest.raises(NodeLost, match="was stopped"):
             await collect(upstream, "hello")
-        assert len([event async for event in events]) == 6
+        with pytest.raises(NodeLost, match="was stopped"):
+            async for _ in events:
+                pass
+
+
+async def test_closing_the_client_of_a_node_that_hangs_ends_whatever_waits_for_it_at_once(walk_model: Path) -> None:
+    async with llama_server(walk_model, ctx=2048) as server:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        async with opened(server.url) as client:
+            events = client.stream(Attempt("hello", sampling=Sampling(temperature=0)))
+            await anext(events)
+            os.kill(server.pid, signal.SIGSTOP)
+
+            async def to_the_end() -> None:
+                async for _ in events:
+                    pass
+
+            waits = [to_the_end(), collect(client, "hello"), client.tokenize("hello"), client.probe(30)]
+            tasks = [asyncio.ensure_future(wait) for wait in waits]
+            assert not (await asyncio.wait(tasks, timeout=0.3))[0]  # what was in the pipe is read, and all hang
+            began = time.monotonic()
+            await client.close()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert time.monotonic() - began < 1
+        assert [(type(end), str(end)) for end in ends] == [(NodeLost, "node n1 was stopped")] * 4
+        for _ in range(20):  # closed transports go in the next turns of the loop
+            await asyncio.sleep(0)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        os.kill(server.pid, signal.SIGCONT)
+
+
+async def test_a_client_closed_while_it_dials_ends_the_request() -> None:
+    async with opened("http://127.0.0.1:1") as client:
+        asking = asyncio.ensure_future(client.tokenize("hello"))
+        await asyncio.sleep(0)
+        await client.close()
+        with pytest.raises(NodeLost):
+            await asking
+
+
+@pytest.mark.parametrize(("ctx", "slots"), [(100, 1), (100, 3), (256, 2), (300, 2)])
+async def test_the_context_of_a_node_of_ours_is_what_its_engine_has(
+    tmp_path: Path, walk_model: Path, ctx: int, slots: int
+) -> None:
+    launcher = LocalLauncher(tmp_path / "run")
+    options = LoadOptions(ctx=ctx, slots=slots, threads=1)
+    ours = await launcher.spawn(NodeRequest("n1", str(walk_model), options), timeout_s=30)
+    told = await AttachLauncher().spawn(NodeRequest("a1", url=f"{UNIX}{ours.socket_path}"), timeout_s=10)
+    assert open_upstream(ours).ctx == open_upstream(told).ctx == told.ctx >= ctx
+    assert open_upstream(ours).probe_kind == "completion"
+    await launcher.close()
 
 
 async def test_a_well_node_is_healthy_and_its_probe_always_says_the_same(upstream: Upstream) -> None:
@@ -368,6 +422,10 @@ BAD_REQUEST = b'{"error":{"message":"bad","type":"invalid_request_error"}}'
         (STREAM + b'data: {"content":7}\n\n', NodeLost),
         (STREAM + b"data: [1]\n\n", NodeLost),
         (STREAM + b"data: \xff\xfe\n\n", NodeLost),
+        (STREAM + b'data: {"content":"\xff\xfe"}\n\n', NodeLost),
+        (STREAM + b'data: {"x":' + b"[" * 100_000 + b"\n\n", NodeLost),
+        (b"HTTP/1.1 500 No\r\n\r\n" + b'{"error":{"message":"\xff"}}', EngineFailed),
+        (b"HTTP/1.1 500 No\r\n\r\n" + b'{"x":' + b"[" * 100_000, EngineFailed),
         (STREAM + b'data: {"error":{"message":"out of luck","type":"server_error"}}\n\n', EngineFailed),
         (STREAM + PIECE + b'data: {"error":{"message":"out of luck","type":"server_error"}}\n\n', EngineFailed),
         (b"HTTP/1.1 400 No\r\n\r\n" + BAD_REQUEST, BadRequest),
@@ -406,6 +464,8 @@ async def test_a_server_that_misbehaves_gives_one_of_our_errors(
         (b"", NodeLost),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\noops", NodeLost),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\noops", NodeLost),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"prompt":"\xff","content":"\xff"}', NodeLost),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000, NodeLost),
         (b"HTTP/1.1 500 No\r\nContent-Length: 4\r\n\r\noops", EngineFailed),
     ],
 )

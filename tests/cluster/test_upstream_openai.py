@@ -142,6 +142,15 @@ async def test_what_the_server_counts_is_believed(tmp_path: Path) -> None:
         assert await collect(client) == [TokenEvent("ab"), StreamEnd("length", 5, 9, 4)]
 
 
+@pytest.mark.parametrize("told", [-7, 10**30, None])
+async def test_a_count_that_cannot_be_is_not_believed(tmp_path: Path, told: int | None) -> None:
+    usage = {"prompt_tokens": told, "completion_tokens": told, "prompt_tokens_details": {"cached_tokens": told}}
+    pieces = (STREAM, delta("ab", "stop"), event({"choices": [], "usage": usage}), event("[DONE]"))
+    async with server_that_says(tmp_path / "s", *pieces) as (client, _):
+        assert client.probe_kind == "chat"
+        assert await collect(client) == [TokenEvent("ab"), StreamEnd("stop", 1, 0, 0)]
+
+
 async def test_thinking_is_progress_and_no_text(tmp_path: Path) -> None:
     thought = event({"choices": [{"delta": {"reasoning_content": "hm"}, "finish_reason": None}]})
     async with server_that_says(tmp_path / "s", STREAM, thought, delta("a", "stop")) as (client, _):
@@ -161,6 +170,9 @@ OVERFLOW = b'{"error":{"message":"maximum context length is 8 tokens","code":"co
         (STREAM + delta("a") + event("[DONE]"), NodeLost),
         (STREAM + b"data: {nonsense}\n\n", NodeLost),
         (STREAM + b'data: {"choices":7}\n\n', NodeLost),
+        (STREAM + b'data: {"choices":[{"delta":{"content":"\xff\xfe"}}]}\n\n', NodeLost),
+        (STREAM + b'data: {"x":' + b"[" * 100_000 + b"\n\n", NodeLost),
+        (b'HTTP/1.1 500 No\r\n\r\n{"message":"\xff"}', EngineFailed),
         (STREAM + event({"error": {"message": "out of luck"}}), EngineFailed),
         (STREAM + event({"error": "out of luck"}), EngineFailed),
         (STREAM + delta("a") * 50, EngineFailed),

@@ -77,6 +77,7 @@ class FakeCluster:
         self.happened: list[asyncio.Queue[ClusterEvent]] = []
         self.problems: list[str] = []
         self.fault: Exception | None = None
+        self.troubles: tuple[str, ...] = ("n9 is dead:\nbroken",)
 
     # Door
 
@@ -194,7 +195,7 @@ class FakeCluster:
             requests=RequestCounts(3, 1, 0, 0, 0),
             tokens_per_s=2.0,
             models=tuple(self.models.values()),
-            problems=("n9 is dead:\nbroken",),
+            problems=self.troubles,
             home="/home/x",
             pid=1,
         )

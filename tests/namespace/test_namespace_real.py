@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from llambo.cli.node_look import ClusterLook
 from llambo.cluster.api import Cluster
-from llambo.cluster.control import NodeInfo
 from llambo.core import paths
 from llambo.core.types import Done, GenerateRequest, Message, Sampling
 from llambo.namespace.server import Namespace
@@ -22,20 +22,6 @@ QUESTION = "What is distributed computing?"
 GREEDY = "temperature 0\nmax_tokens 12\n"
 
 
-class Look:
-    """The nodes of a cluster in this process."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-
-    def ids(self) -> Mapping[str, object]:
-        return self._cluster._world.nodes
-
-    def info(self, node_id: str) -> NodeInfo:
-        self._cluster._world.nodes[node_id]
-        return self._cluster._node_infos([node_id])[0]
-
-
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     async with Cluster(log_dir=tmp_path / "logs", state_path=tmp_path / "state.json", on_demand=True) as cluster:
@@ -44,7 +30,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 @pytest.fixture
 async def client(cluster: Cluster, tmp_path: Path) -> AsyncIterator[AsyncClient]:
-    namespace = Namespace(cluster, cluster, Look(cluster), home=paths.home(), request_stop=lambda: None)
+    namespace = Namespace(cluster, cluster, ClusterLook(cluster), home=paths.home(), request_stop=lambda: None)
     async with namespace, FileServer(namespace.attach) as server:
         address = await server.listen(f"unix!{tmp_path}/s")
         async with await AsyncClient.connect(address) as client:

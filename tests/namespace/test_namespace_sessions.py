@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from pathlib import Path
 
 import pytest
 
 from llambo.core.errors import BadRequest, NameInUse, NotFound, Overloaded, TimedOut, TooLarge
 from llambo.core.types import Message
-from llambo.ninep.client import AsyncClient, AsyncFile
-from tests.namespace.namespace_world import WAIT_S, World, names, served, until
-
-TEXT = "one two drei€"
-
-
-@contextlib.asynccontextmanager
-async def session(client: AsyncClient) -> object:
-    async with client.open("clone", "rw") as ctl:
-        yield ctl, f"sessions/{(await ctl.read()).decode().strip()}"
+from llambo.ninep.client import AsyncClient
+from tests.namespace.conversations import TEXT, Gate, first_read, session
+from tests.namespace.namespace_world import WAIT_S, World, names, until
 
 
 async def test_a_clone_is_the_ctl_of_a_new_session_and_its_end_is_the_sessions(client: AsyncClient) -> None:
@@ -116,7 +108,7 @@ async def test_a_prompt_has_a_limit(client: AsyncClient) -> None:
 async def test_tokens_are_read_as_they_come_and_a_second_reader_has_them_from_the_start(
     world: World, client: AsyncClient
 ) -> None:
-    world.cluster.gate = gate = _Gate(0)
+    world.cluster.gate = gate = Gate(0)
     async with session(client) as (_, path):
         await client.write_file(f"{path}/prompt", "Hello")
         async with client.open(f"{path}/stream") as first:
@@ -172,15 +164,6 @@ async def test_while_an_answer_is_generated_there_is_no_other_of_its_session(wor
         assert len(world.cluster.requests) == 1
 
 
-async def _first_read(file: AsyncFile, client: AsyncClient, world: World) -> asyncio.Task[bytes]:
-    """A read of `file`, which is `client`'s, that waits on the server."""
-    reading = asyncio.create_task(file.read())
-    await asyncio.sleep(0)
-    await client.stat("/")
-    await until(lambda: world.cluster.requests)
-    return reading
-
-
 @pytest.mark.parametrize("how", ["flush", "clunk", "hang-up"])
 async def test_flush_clunk_and_hang_up_end_the_generation(world: World, client: AsyncClient, how: str) -> None:
     world.cluster.gate.clear()
@@ -188,7 +171,7 @@ async def test_flush_clunk_and_hang_up_end_the_generation(world: World, client: 
         await client.write_file(f"{path}/prompt", "Hello")
         async with contextlib.AsyncExitStack() as files:
             stream = await files.enter_async_context(other.open(f"{path}/stream"))
-            reading = await _first_read(stream, other, world)
+            reading = await first_read(stream, other, world)
             match how:
                 case "flush":
                     reading.cancel()
@@ -213,14 +196,14 @@ async def test_a_reader_that_goes_ends_nothing_while_another_reads(world: World,
         await client.write_file(f"{path}/prompt", "Hello")
         async with client.open(f"{path}/stream") as stays:
             async with client.open(f"{path}/stream") as goes:
-                reading = await _first_read(goes, client, world)
+                reading = await first_read(goes, client, world)
                 reading.cancel()
             world.cluster.gate.set()
             assert (await stays.read_all()).decode() == TEXT
 
 
 async def test_cancel_keeps_what_has_arrived(world: World, client: AsyncClient) -> None:
-    world.cluster.gate = _Gate(1)
+    world.cluster.gate = Gate(1)
     async with session(client) as (ctl, path):
         await client.write_file(f"{path}/prompt", "Hello")
         async with client.open(f"{path}/stream") as stream:
@@ -233,23 +216,6 @@ async def test_cancel_keeps_what_has_arrived(world: World, client: AsyncClient) 
         await ctl.write("cancel")
         await ctl.write("clear")
         assert await client.read_file(f"{path}/history") == b""
-
-
-class _Gate(asyncio.Event):
-    """Lets so many through."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-
-    async def wait(self) -> bool:  # type: ignore[override]
-        while self.count <= 0 and not self.is_set():
-            await asyncio.sleep(0.001)
-        self.count -= 1
-        return True
-
-    def let_through(self) -> None:
-        self.count += 1
 
 
 async def test_an_answer_that_fails_is_an_error_for_its_readers_and_can_be_asked_again(
@@ -297,7 +263,7 @@ async def test_hangup_ends_the_generation_and_the_session(world: World, client: 
     async with session(client) as (ctl, path):
         await client.write_file(f"{path}/prompt", "Hello")
         async with client.open(f"{path}/stream") as stream, client.open(f"{path}/prompt", "a") as prompt:
-            await _first_read(stream, client, world)
+            await first_read(stream, client, world)
             await ctl.write("hangup")
             assert world.cluster.closings == 1
             with pytest.raises(NotFound):
@@ -306,90 +272,3 @@ async def test_hangup_ends_the_generation_and_the_session(world: World, client: 
             await ctl.write("send")
         with pytest.raises(NotFound):
             await client.stat(path)
-
-
-async def test_a_kept_session_outlives_its_maker_until_it_is_idle(tmp_path: Path) -> None:
-    async with served(tmp_path, idle_s=0.3) as world, await world.client() as client:
-        async with session(client) as (ctl, path):
-            await ctl.write("keep")
-        assert await names(client, "sessions") == ["0"]
-        async with client.open(f"{path}/prompt"):
-            await asyncio.sleep(0.4)  # more than the limit: an open file is not idleness
-            assert await names(client, "sessions") == ["0"]
-        await until(lambda: "0" not in world.namespace._house.sessions.by_name)
-
-
-async def test_a_kept_session_ends_with_the_connection_of_nobody(world: World) -> None:
-    async with await world.client() as maker, session(maker) as (ctl, path):
-        await ctl.write("keep")
-        await maker.write_file(f"{path}/prompt", "Hello")
-    async with await world.client() as other:
-        assert (await other.read_file(f"{path}/stream")).decode() == TEXT
-
-
-async def test_data_is_one_question_and_its_answer_on_one_fid(world: World, client: AsyncClient) -> None:
-    async with client.open("data", "rw") as data:
-        await data.write("What ")
-        await data.write("now?\n")
-        assert (await data.read_all()).decode() == TEXT
-        assert await data.read() == b""
-        with pytest.raises(NameInUse, match="open data anew"):
-            await data.write("more")
-    assert world.cluster.requests[0].messages == (Message("user", "What now?"),)
-    async with client.open("data", "rw") as data:
-        with pytest.raises(BadRequest, match="the prompt is empty"):
-            await data.read()
-    assert await client.read_file("error") == b"invalid argument: the prompt is empty: write it first\n"
-
-
-@pytest.mark.parametrize("how", ["flush", "clunk"])
-async def test_leaving_data_ends_its_generation(world: World, client: AsyncClient, how: str) -> None:
-    world.cluster.gate.clear()
-    async with client.open("data", "rw") as data:
-        await data.write("Hello")
-        reading = await _first_read(data, client, world)
-        if how == "flush":
-            reading.cancel()
-            async with asyncio.timeout(WAIT_S):
-                await world.cluster.closed.wait()
-    async with asyncio.timeout(WAIT_S):
-        await world.cluster.closed.wait()
-    reading.cancel()
-    await asyncio.gather(reading, return_exceptions=True)
-
-
-async def test_a_reader_that_stops_reading_holds_up_nobody(world: World, client: AsyncClient) -> None:
-    world.cluster.pieces = ["x" * 10_000] * 100
-    async with session(client) as (_, path):
-        await client.write_file(f"{path}/prompt", "Hello")
-        async with client.open(f"{path}/stream") as lazy:
-            assert await lazy.read()
-            async with client.open(f"{path}/reply") as reply:
-                assert len(await reply.read_all()) == 1_000_000
-
-
-async def test_after_a_stop_nothing_new_is_asked_and_what_goes_on_may_end(world: World, client: AsyncClient) -> None:
-    world.cluster.gate.clear()
-    async with client.open("data", "rw") as data:
-        await data.write("Hello")
-        reading = asyncio.create_task(data.read_all())
-        await until(lambda: world.cluster.requests)
-        finishing = asyncio.create_task(world.namespace.finish(WAIT_S))
-        await asyncio.sleep(0)
-        async with client.open("data", "rw") as late:
-            await late.write("Hello")
-            with pytest.raises(Overloaded, match="shutting down"):
-                await late.read()
-        world.cluster.gate.set()
-        assert (await reading).decode() == TEXT
-        await finishing
-
-
-async def test_a_stop_cancels_what_takes_too_long(world: World, client: AsyncClient) -> None:
-    world.cluster.gate.clear()
-    async with client.open("data", "rw") as data:
-        await data.write("Hello")
-        reading = await _first_read(data, client, world)
-        await world.namespace.finish(0.01)
-        assert world.cluster.closings == 1
-        assert await reading == b""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llambo.core.config import Config
     from llambo.dish.command import Dish
     from llambo.dish.interpreter import Interpreter
-    from llambo.dish.mounts import Server
+    from llambo.dish.servers import Server
     from llambo.dish.terminal import Terminal
 
 app = typer.Typer(**common.APP_OPTIONS)
@@ -150,7 +150,7 @@ async def _cluster(config: Config, stop: Callable[[], None]) -> AsyncIterator[Se
     `stop` is called when the private cluster is told to shut down.
     """
     from llambo.cli import running
-    from llambo.dish.mounts import Server
+    from llambo.dish.servers import Server
 
     daemon = running.find(running.DAEMON)
     if daemon is not None and daemon.styx:
@@ -162,6 +162,8 @@ async def _cluster(config: Config, stop: Callable[[], None]) -> AsyncIterator[Se
             raise Unreachable(message) from None
         yield server
         return
+    if common.draws(sys.stderr):
+        sys.stderr.write("no cluster runs for this home; starting a private one\n")
     async with _private(config, stop) as address:
         server = Server(address)
         await server.client()

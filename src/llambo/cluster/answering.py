@@ -9,18 +9,22 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import TypeVar
 
-from llambo.cluster import prefix
+from llambo.cluster import bounds, prefix
 from llambo.cluster.events import RequestFinished
 from llambo.cluster.failover import Answer, Attempt, StreamEnd
 from llambo.cluster.runtime import Runtime
 from llambo.cluster.state import EMBED, Route
 from llambo.cluster.tickets import Place, Ticket
+from llambo.cluster.upstream import Upstream
+from llambo.cluster.world import serves
 from llambo.core.errors import EngineFailed, LlamboError, NodeLost, PromptTooLong
 from llambo.core.types import MAX_SEED, Done, Event, GenerateRequest, TokenEvent
 
+_T = TypeVar("_T")
 _numbers = itertools.count(1)
 
 
@@ -57,6 +61,7 @@ class Answering:
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Token events, then one `Done`. Raises: see `Door.generate`."""
+        bounds.check(self._request)
         started = time.perf_counter()
         route, text = route_of(self._request, self._model)
         with self._runtime.submit(route) as ticket:
@@ -102,7 +107,7 @@ class Answering:
         if self._answer is None:
             prompt = await upstream.prompt_text(self._request)
             self._answer = Answer(self._request, prompt, random.randint(0, MAX_SEED))  # noqa: S311 - a sampler's seed
-            return self._answer.first()
+            return self._answer.first(upstream.ctx)
         answer = self._answer
         prompt_ids = tail_ids = prompt_text = None
         if self._node is not None and self._node.upstream.has_ids != upstream.has_ids:
@@ -115,7 +120,7 @@ class Answering:
             has_ids=upstream.has_ids,
             prompt_ids=prompt_ids,
             tail_ids=tail_ids,
-            ctx=place.handle.ctx,
+            ctx=upstream.ctx,
             prompt=prompt_text,
         )
 
@@ -153,11 +158,33 @@ class Answering:
 
 async def embed(runtime: Runtime, text: str, model: str) -> list[float]:
     """The embedding of `text`. Raises: see `Door.embed`."""
-    with runtime.submit(Route(next(_numbers), model, EMBED, size_chars=len(text))) as ticket:
+    route = Route(next(_numbers), model, EMBED, size_chars=len(text))
+    return await _on_some_node(runtime, route, lambda upstream: upstream.embed(text))
+
+
+async def tokenize(runtime: Runtime, text: str, model: str) -> list[int]:
+    """The token ids of `text`. Takes no slot where a node serves; else waits for one to come.
+
+    Raises: see `Door.tokenize`.
+    """
+    world = runtime.orchestrator.world
+    for node in list(world.models[model].nodes()) if model in world.models else ():
+        place = runtime.place_of(node.id)
+        if serves(node) and place is not None and place.epoch == node.epoch and place.upstream.has_ids:
+            with suppress(NodeLost, EngineFailed):  # the next one may do better
+                return await place.upstream.tokenize(text)
+    return await _on_some_node(
+        runtime, Route(next(_numbers), model, size_chars=len(text)), lambda upstream: upstream.tokenize(text)
+    )
+
+
+async def _on_some_node(runtime: Runtime, route: Route, ask: Callable[[Upstream], Awaitable[_T]]) -> _T:
+    """What a node answers that is given nothing piece by piece; another one is asked where it fails."""
+    with runtime.submit(route) as ticket:
         while True:
             place = await ticket.place()
             try:
-                vector = await place.upstream.embed(text)
+                reply = await ask(place.upstream)
             except NodeLost as error:
                 ticket.broken("lost", error, has_delivered=False)
             except EngineFailed as error:
@@ -167,21 +194,4 @@ async def embed(runtime: Runtime, text: str, model: str) -> list[float]:
                 raise
             else:
                 ticket.finished(RequestFinished(ticket.route.id))
-                return vector
-
-
-async def tokenize(runtime: Runtime, text: str, model: str) -> list[int]:
-    """The token ids of `text`. Takes no slot where a node serves; else waits for one to come.
-
-    Raises: see `Door.tokenize`.
-    """
-    world = runtime.orchestrator.world
-    for node in world.models[model].nodes() if model in world.models else ():
-        place = runtime.place_of(node.id)
-        if place is not None and place.epoch == node.epoch and place.upstream.has_ids:
-            return await place.upstream.tokenize(text)
-    with runtime.submit(Route(next(_numbers), model, size_chars=len(text))) as ticket:
-        place = await ticket.place()
-        ids = await place.upstream.tokenize(text)
-        ticket.finished(RequestFinished(ticket.route.id))
-        return ids
+                return reply

@@ -79,7 +79,7 @@ class Cluster:
             self._runtime, self._catalogue, settings, local=local, attach=attach, default_model=self._default_name
         )
         self._on_demand = on_demand
-        self._keeper = Keeper(self._runtime, self._catalogue, self._operating, state_path)
+        self._keeper = Keeper(self._runtime, self._catalogue, self._operating, settings, state_path)
         self._loads = Loads(self._runtime, self._catalogue, self._operating)
         self._meter = survey.Meter()
         self._started = time.monotonic()
@@ -115,6 +115,8 @@ class Cluster:
             await self._loads.give_up(name)
             if name not in self._catalogue.entries:
                 return
+        if self._keeper.forget(name) and name not in self._catalogue.entries:
+            return
         await self._loads.remove(self._pick(name).name)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -218,7 +220,7 @@ class Cluster:
 
     def cluster_status(self) -> ClusterStatus:
         """See `Control.cluster_status`."""
-        problems = (self._keeper.problem,) if self._keeper.problem else ()
+        problems = self._keeper.problems
         uptime = time.monotonic() - self._started
         return survey.cluster_status(self._world, self._models(), self._meter, uptime_s=uptime, problems=problems)
 

@@ -52,12 +52,18 @@ class NodeState(msgspec.Struct, frozen=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """A cluster's state; `saved_at` in seconds since the epoch. The default model comes first in `models`."""
+    """A cluster's state; `saved_at` in seconds since the epoch. The default model comes first in `models`.
+
+    `configured_strategy` and `configured_default` are what the configuration said then: where it says something else
+    at the next start, that is what somebody wants now.
+    """
 
     saved_at: float
     strategy: str = ""
     models: tuple[ModelState, ...] = ()
     nodes: tuple[NodeState, ...] = ()
+    configured_strategy: str = ""
+    configured_default: str = ""
     version: int = VERSION
 
 

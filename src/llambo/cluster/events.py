@@ -67,6 +67,13 @@ class NodeWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class NumbersTaken:
+    """Node numbers up to this one belong to nodes of before, also to those that could not be brought back."""
+
+    highest: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStarted:
     """A node's engine answers; `slots`, `ctx` and `kinds` are what it says of itself."""
 
@@ -226,6 +233,7 @@ Event = (
     | ModelUnloaded
     | ModelPinned
     | NodeWanted
+    | NumbersTaken
     | NodeStarted
     | NodeStartFailed
     | NodeEnded

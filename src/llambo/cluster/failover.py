@@ -15,7 +15,8 @@ Three ways lead on from a node that died; `Answer` takes the first that is exact
 A replay that parts from what was delivered raises `Diverged`: never a silent splice. Sampling without a seed is given
 one, so that even on nodes without ids a replay can succeed; where it does not, it says so.
 
-An answer is exact between nodes of one model, one engine and one context size. Ids are counted from text that was
+An answer is exact between nodes of one model and one engine. A node whose context is smaller than that of the nodes
+before it is `PromptTooLong` as soon as the answer outgrows it: never a silent cut. Ids are counted from text that was
 delivered, never from text that the engine held back (it may begin a stop text), so that such text is made again.
 """
 
@@ -24,10 +25,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from llambo.core.errors import Diverged
+from llambo.core.errors import Diverged, PromptTooLong
 from llambo.core.types import MAX_SEED, GenerateRequest, Message, Sampling, TokenEvent
 
 Mode = Literal["continue", "replay"]
+
+_UNKNOWN_CTX = 2**62  # of a node that does not tell: nobody can say that it was full
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,9 @@ class Answer:
         self._start = 0  # tokens of the answer that this attempt's prompt holds
         self._to_check = ""  # delivered already, and still to come again
         self._checked = 0
+        self._ctx = 0  # of this attempt's node
+        self._is_running = False  # that node gave something
+        self._limit = 0  # the largest context of earlier nodes that gave something
 
     @property
     def text(self) -> str:
@@ -128,9 +134,10 @@ class Answer:
             return ""
         return self.text[self._furthest().chars :]
 
-    def first(self) -> Attempt:
-        """What the first node is asked."""
+    def first(self, ctx: int = 0) -> Attempt:
+        """What the first node is asked; `ctx` is its tokens per slot, 0 for unknown."""
         self._attempts = 1
+        self._ctx = ctx
         self._known = _Known()
         return self._base
 
@@ -149,27 +156,33 @@ class Answer:
         `prompt` and `tail` where they are needed. `ctx` is its tokens per slot, 0 for unknown. A `prompt` replaces the
         prompt's text on a node with ids: the first one may have had no template of its own.
 
-        Raises: `ValueError` when ids are needed and missing.
+        Raises: `PromptTooLong` when prompt and answer do not fit that node, and would have fit an earlier one;
+        `ValueError` when ids are needed and missing.
         """
         self._attempts += 1
-        self.failovers += self._delivered > 0
+        self._move_to(ctx)
         if prompt is not None and has_ids:
             self._base = replace(self._base, prompt=prompt)
         self._best = self._furthest()
         self._known = None
         if not (has_ids and self._continues()) or not (self._best.ids or self.tail):
+            self.failovers += self._delivered > 0
             return self._from_start(has_ids)
         if prompt_ids is None or (self.tail and tail_ids is None):
             raise ValueError("the ids of the prompt and of the tail are needed to go on")
         if tail_ids and self.tail:
             self._best = _Known([*self._best.ids, *tail_ids], self._delivered)
         emitted = len(self._best.ids)
-        # A node asked for 0 more tokens gives one, and one whose context is full refuses the prompt.
-        is_full = ctx > 0 and len(prompt_ids) + emitted >= ctx
-        if is_full or (self._max_tokens is not None and emitted >= self._max_tokens):
-            self._start, self._to_check, self._checked = emitted, "", 0
-            return self.end(StreamEnd("length", 0, len(prompt_ids) + emitted, 0))
+        held = len(prompt_ids) + emitted
         self._start = emitted
+        # A node asked for 0 more tokens gives one, and one whose context is full refuses the prompt.
+        if held >= self._limit or self._is_spent(emitted):
+            self.failovers += self._delivered > 0
+            self._to_check, self._checked = "", 0
+            return self._whole(StreamEnd("length", 0, held, 0))
+        if 0 < ctx <= held:
+            raise self._outgrown()
+        self.failovers += self._delivered > 0
         self._known = _Known(list(self._best.ids), self._best.chars)
         self._to_check, self._checked = self.text[self._best.chars :], 0
         sampling = self._base.sampling
@@ -186,6 +199,7 @@ class Answer:
         """
         if not event.text:
             return []
+        self._is_running = True
         self._note_ids(event)
         left = len(self._to_check) - self._checked
         if left:
@@ -206,16 +220,38 @@ class Answer:
 
         `cached_tokens` is what the last node had in its cache of the caller's prompt, at most.
 
-        Raises: `Diverged` when a replay ended before all that was delivered had come again.
+        Raises: `PromptTooLong` when this node's context was full and an earlier one's would not have been; `Diverged`
+        when a replay ended before all that was delivered had come again.
         """
+        is_cut = event.finish_reason == "length" and not self._is_spent(event.tokens + self._start)
+        if is_cut and 0 < self._ctx < self._limit:
+            raise self._outgrown()
         if self._checked < len(self._to_check):
             raise self._diverged()
-        prompt_tokens = event.prompt_tokens - self._start
+        return self._whole(event)
+
+    def _whole(self, event: StreamEnd) -> StreamEnd:
+        prompt_tokens = max(0, event.prompt_tokens - self._start)
         return StreamEnd(
             event.finish_reason,
             event.tokens + self._start,
             prompt_tokens,
             min(event.cached_tokens, prompt_tokens),
+        )
+
+    def _move_to(self, ctx: int) -> None:
+        if self._is_running:
+            self._limit = max(self._limit, self._ctx or _UNKNOWN_CTX)
+        self._is_running = False
+        self._ctx = ctx
+
+    def _is_spent(self, tokens: int) -> bool:
+        return self._max_tokens is not None and tokens >= self._max_tokens
+
+    def _outgrown(self) -> PromptTooLong:
+        return PromptTooLong(
+            f"another node took over, and its context of {self._ctx} tokens is too small for the answer that an "
+            "earlier one began; load the model with the same ctx on all its nodes"
         )
 
     def _from_start(self, has_ids: bool) -> Attempt:

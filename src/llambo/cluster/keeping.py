@@ -17,13 +17,14 @@ from typing import TypeVar
 from llambo.cluster import checkpoint as files
 from llambo.cluster.catalogue import Catalogue
 from llambo.cluster.checkpoint import Checkpoint, ModelState, NodeState
-from llambo.cluster.events import NodeWanted, StrategyChosen
+from llambo.cluster.events import NodeWanted, NumbersTaken, StrategyChosen
 from llambo.cluster.launch.base import UNNAMED
 from llambo.cluster.operating import Attached, Operating
 from llambo.cluster.runtime import Runtime
 from llambo.cluster.state import EMBEDDING_TYPE
 from llambo.cluster.state import NodeState as Life
 from llambo.core import paths
+from llambo.core.config import Settings
 from llambo.core.errors import LlamboError, NotFound
 from llambo.core.types import LoadOptions
 
@@ -112,8 +113,11 @@ def _model_of(part: ModelState | NodeState) -> str:
 class Keeper:
     """Keeps the checkpoint at `path` (None: only on command, in the home)."""
 
-    def __init__(self, runtime: Runtime, catalogue: Catalogue, operating: Operating, path: Path | None) -> None:
+    def __init__(
+        self, runtime: Runtime, catalogue: Catalogue, operating: Operating, settings: Settings, path: Path | None
+    ) -> None:
         self._runtime = runtime
+        self._settings = settings
         self._catalogue = catalogue
         self._operating = operating
         self._path = path
@@ -156,9 +160,13 @@ class Keeper:
 
     async def save(self, path: Path | None = None) -> Path:
         """See `Control.save_checkpoint`."""
-        path = path or self._default_path()
+        given, path = path, path or self._default_path()
+        if given is not None and not path.parent.is_dir():
+            raise LlamboError(f"cannot write the checkpoint {path}: there is no directory {path.parent}")
         async with self._turn:
             await asyncio.to_thread(files.write, path, self.checkpoint())
+        if path == self._path:
+            self.problem = ""
         return path
 
     def forget(self, model: str) -> bool:
@@ -186,7 +194,16 @@ class Keeper:
             else:
                 url, variable, ctx = server.url, server.api_key_env, node.options.ctx
                 nodes.append(NodeState(node.id, node.type, node.model, slots, url, variable, ctx))
-        return Checkpoint(time.time(), world.balancer.strategy, *self._with_missing(models, nodes))
+        known, wanted = self._with_missing(models, nodes)
+        settings = self._settings
+        return Checkpoint(
+            time.time(),
+            world.balancer.strategy,
+            known,
+            wanted,
+            settings.load_balancer.strategy,
+            settings.models.default,
+        )
 
     def _with_missing(
         self, models: list[ModelState], nodes: list[NodeState]
@@ -217,7 +234,9 @@ class Keeper:
 
     async def _restore(self, state: Checkpoint) -> list[str]:
         problems: list[str] = []
-        if state.strategy:
+        settings = self._settings
+        self._runtime.post(NumbersTaken(max((int(node.id[1:]) for node in state.nodes), default=0)))
+        if state.strategy and state.configured_strategy in ("", settings.load_balancer.strategy):
             try:
                 self._runtime.post(StrategyChosen(state.strategy))
             except LlamboError as error:
@@ -225,7 +244,16 @@ class Keeper:
         for model in state.models:
             problems.append(await self._missing.bring(model, self._restore_model))
         nodes = (self._missing.bring(node, self._restore_node) for node in state.nodes)
-        problems += await asyncio.gather(*nodes)
+        # With its exceptions returned it waits for all of them, also when it is cancelled.
+        for result in await asyncio.gather(*nodes, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+            problems.append(result)
+        if state.configured_default not in ("", settings.models.default):
+            try:
+                await self._operating.make_default(settings.models.default)
+            except LlamboError as error:
+                problems.append(f"models.default is {settings.models.default} now: {error.message}")
         return [problem for problem in problems if problem]
 
     async def _restore_model(self, model: ModelState) -> None:

@@ -114,6 +114,17 @@ class Operating:
             ModelAdded(entry.name, entry.options, entry.node_type, pinned=pinned, attached=entry.file is None)
         )
 
+    async def make_default(self, model: str) -> None:
+        """Has that model answer when none is named, with a node of its own. Raises: see `Control.spawn`."""
+        entry = await self.known(model)
+        if not self._world.models[entry.name].pools:
+            await self.spawn(1, node_type="", model=entry.name, slots=0, progress=None)
+        entries = self._catalogue.entries
+        first = {entry.name: entries.pop(entry.name)}
+        rest = dict(entries)
+        entries.clear()
+        entries.update(first | rest)
+
     async def remove(self, name: str) -> None:
         """Ends the model's nodes and forgets it; returns when its memory is free."""
         model = self._world.models.get(name)

@@ -30,6 +30,7 @@ from llambo.cluster.events import (
     NodeStartFailed,
     NodeStopped,
     NodeWanted,
+    NumbersTaken,
     ProbeAnswered,
     ProbeFailed,
     RequestArrived,
@@ -79,6 +80,8 @@ class Orchestrator:
                 self._lifecycle.add_model(event)
             case ModelRemoved():
                 self._lifecycle.remove_model(event)
+            case NumbersTaken(highest):
+                self.world.use_number(highest)
             case ModelUnloaded(name):
                 self._lifecycle.unload_model(name)
             case NodeStarted():

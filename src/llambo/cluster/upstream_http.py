@@ -133,8 +133,7 @@ class NodeHttp:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request in flight; whatever goes wrong with the connection or the reply's form is `NodeLost`."""
         data = None if body is None else encoded(body)
-        if self._is_closing:
-            raise self._stopped()
+        self._check_open()
         in_flight = _InFlight()
         self._in_flight.add(in_flight)
         try:
@@ -144,8 +143,7 @@ class NodeHttp:
             async with self._timed(header_timeout_s) as in_flight.headers:
                 response = in_flight.response = await request
             async with response:
-                if self._is_closing:
-                    raise self._stopped()
+                self._check_open()
                 yield response
         except (aiohttp.ClientError, OSError, UnicodeError) as error:
             # UnicodeError: a host name that cannot be looked up.
@@ -178,6 +176,10 @@ class NodeHttp:
             if self._is_closing:
                 raise self._stopped() from None
             raise self._lost(_words(error) if timeout_s is None else f"gave nothing for {timeout_s:g} s") from None
+
+    def _check_open(self) -> None:
+        if self._is_closing:
+            raise self._stopped()
 
     def _stopped(self) -> NodeLost:
         return self._lost("was stopped")

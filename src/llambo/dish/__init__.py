@@ -2,10 +2,13 @@
 
     grammar       what a line says: words, quotes, pipes, redirections                          pure
     mounts        dish's own namespace: servers mounted beside each other, binds, the current directory
+    servers       what can be mounted: servers reached over 9P2000
     local         trees of this process in the place of a server; own: `/n/dish`
     pipes         what runs from one command to the next
-    commands      the table of commands; file_commands, cluster_commands, asking, job_commands fill it
+    command       what a command is, and the state that all share; commands is the table of them
+    file_commands, cluster_commands, asking      what they do
     jobs          commands in the background
+    terminal      standard output
     interpreter   runs lines and scripts
     completion, highlighting, shell      the interactive side, on prompt_toolkit
 

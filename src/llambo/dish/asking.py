@@ -11,8 +11,9 @@ from contextlib import AsyncExitStack
 
 from llambo.core.errors import BadRequest, LlamboError, NotFound, Unreachable
 from llambo.dish.command import SETTINGS, Command, Context
-from llambo.dish.mounts import File, Mounts
+from llambo.dish.mounts import Mounts
 from llambo.dish.pipes import Sink, read_all
+from llambo.dish.servers import File
 
 
 class Conversations:

@@ -9,7 +9,7 @@ from collections import deque
 
 from llambo.core.errors import BadRequest, LlamboError
 from llambo.dish.command import OWN, Command, Context
-from llambo.dish.mounts import File, Server
+from llambo.dish.servers import File, Server
 from llambo.ninep.messages import Stat
 
 TAIL_LINES = 10

@@ -23,6 +23,7 @@ _SPECIAL = frozenset("|<>&;")
 _PATTERN = frozenset("*?[")
 _VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=")
+_LITERAL = re.compile(r"([*?[])")
 _FIRST_WORD = re.compile(r"[^\s|<>&;]*")
 
 
@@ -65,13 +66,9 @@ class Token:
         """The word as a pattern of `fnmatch`, "" where it is none: what is quoted stands for itself."""
         if not any(part.kind == "plain" and _PATTERN & set(part.text) for part in self.parts):
             return ""
-        escaped = (
-            part.text
-            if part.kind == "plain"
-            else re.sub(r"([*?[])", r"[\1]", variables.get(part.text, "") if part.kind == "variable" else part.text)
-            for part in self.parts
-        )
-        return "".join(escaped)
+        texts = (variables.get(part.text, "") if part.kind == "variable" else part.text for part in self.parts)
+        pieces = zip(self.parts, texts, strict=True)
+        return "".join(text if part.kind == "plain" else _LITERAL.sub(r"[\1]", text) for part, text in pieces)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from llambo.dish.command import OWN, Context, Dish
 from llambo.dish.commands import TABLE
 from llambo.dish.grammar import Assignment, Pipeline, Prompt, Stage, Statement, parse
 from llambo.dish.jobs import Job, Jobs
-from llambo.dish.mounts import File, Mounts
+from llambo.dish.mounts import Mounts
 from llambo.dish.own import own_files
 from llambo.dish.pipes import Pipe, PipeEnded, Sink, Source, SourceFailed
+from llambo.dish.servers import File
 
 Complain = Callable[[str], None]
 """Is told each error, in one sentence."""

@@ -112,7 +112,10 @@ class Answer:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
-            async with asyncio.timeout(timeout_s or None):
+            if not timeout_s:
+                await waiter
+                return
+            async with asyncio.timeout(timeout_s):
                 await waiter
         except TimeoutError:
             raise TimedOut(f"nothing came within {timeout_s:g} s; the answer goes on, read again") from None

@@ -240,7 +240,8 @@ class _Visit:
             raise Unreachable(f"{url} cannot be attached: what answers there has no list of models") from None
         if not models:
             raise Unreachable(f"{url} serves no model at present")
-        model = models[0]
+        # The order of a list may change while a node lives: what it serves must not.
+        model = next((model for model in models if model.id == self._request.model), models[0])
         chat = {"model": model.id, "messages": [{"role": "user", "content": "word"}], "max_tokens": 1}
         features = set()
         if await self._works("/v1/chat/completions", chat):

@@ -39,9 +39,9 @@ log = logging.getLogger("llambo.launch.local")
 
 LOADS_PER_CORE = 2
 """How many nodes load at once, for each processor core: one computes while another waits for the disk."""
-_CLOSED = "cannot start a node: the launcher is closed"
 ZYGOTES_PER_SPAWN = 3
 """A node whose order so many zygotes did not survive is refused: it may be the order that ends them."""
+_CLOSED = "cannot start a node: the launcher is closed"
 
 
 class _Node:
@@ -251,8 +251,12 @@ class LocalLauncher:
                 raise LlamboError(_CLOSED)
             if self._zygote is None or self._zygote.has_ended:
                 self._zygote = await ZygoteProcess.start(on_event=self._take, on_end=self._take_end)
-            if not self._is_closed:
-                await self._zygote.wait_up()
+            try:
+                if not self._is_closed:
+                    await self._zygote.wait_up()
+            except LlamboError:
+                if not self._is_closed:  # else it was ended by `close`
+                    raise
             if self._is_closed:
                 raise LlamboError(_CLOSED)
             return self._zygote
