@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import xllamacpp
 
-from bench import bridge, cluster, ninep, routing, start
+from bench import bridge, cluster, namespace, ninep, routing, start
 from bench.harness import Report
 
-PARTS = {**start.PARTS, **bridge.PARTS, **cluster.PARTS, **routing.PARTS, **ninep.PARTS}
+PARTS = {**start.PARTS, **bridge.PARTS, **cluster.PARTS, **routing.PARTS, **ninep.PARTS, **namespace.PARTS}
 
 
 def _machine() -> str:

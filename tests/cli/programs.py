@@ -12,6 +12,7 @@ PROGRAMS = {
     "limbot": "llambo.cli.limbot",
     "llamboctl": "llambo.cli.llamboctl",
     "llama-cpp-bridge": "llambo.cli.bridge",
+    "dish": "llambo.cli.dish",
 }
 
 

@@ -55,7 +55,15 @@ def test_the_file_is_json_of_the_documented_shape_and_private(tmp_path: Path) ->
     path = tmp_path / "new" / "state.json"
     checkpoint.write(path, SMALL)
     document = json.loads(path.read_text())
-    assert list(document) == ["version", "saved_at", "strategy", "models", "nodes", "configured_strategy", "configured_default"]
+    assert list(document) == [
+        "version",
+        "saved_at",
+        "strategy",
+        "models",
+        "nodes",
+        "configured_strategy",
+        "configured_default",
+    ]
     options = {"ctx": 512, "slots": 0, "threads": 0, "gpu_layers": -1}
     assert document["models"] == [
         {"name": "m", "ref": "built-in", "options": options, "node_type": "tiny", "pinned": True}

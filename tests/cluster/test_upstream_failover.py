@@ -56,7 +56,7 @@ async def drive(request: GenerateRequest, lives: list[Life]) -> Result:
     """Asks each node in turn as a runtime does."""
     result = Result()
     answer = Answer(request, await lives[0].upstream.prompt_text(request), seed=99)
-    attempt: Attempt | StreamEnd = answer.first()
+    attempt: Attempt | StreamEnd = answer.first(lives[0].ctx)
     died = 0.0
     for number, life in enumerate(lives):
         try:

@@ -17,7 +17,7 @@ from llambo.dish.servers import Server
 from llambo.ninep.files import ControlFile, StaticDirectory, TextFile, TextHandle
 from llambo.ninep.server import FileServer
 from llambo.ninep.streams import Broadcast, StreamFile
-from llambo.ninep.tree import Handle, Node
+from llambo.ninep.tree import Handle, Node, Peer
 
 WAIT_S = 20.0
 
@@ -113,6 +113,7 @@ class World:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.anames: list[str] = []
         self.asked: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self.settings: dict[str, list[str]] = {}
@@ -148,6 +149,10 @@ class World:
         self.dish = new_dish(self.mounts)
         self.interpreter = Interpreter(self.dish, self.out, self.complaints.append)
 
+    def attach(self, uname: str, aname: str, peer: Peer) -> Node:
+        self.anames.append(aname)
+        return self.nodes if aname == "nodes" else self.root
+
     def _break(self, line: str) -> str:
         raise NotFound("the engine is gone: look at its log")
 
@@ -169,7 +174,7 @@ class World:
 @contextlib.asynccontextmanager
 async def served(directory: Path) -> AsyncIterator[World]:
     world = World()
-    async with FileServer(lambda uname, aname, peer: world.nodes if aname == "nodes" else world.root) as server:
+    async with FileServer(world.attach) as server:
         world.address = await server.listen(f"unix!{directory}/s")
         cluster = Server(world.address)
         world.mounts.mount(cluster, FIRST_CLUSTER, str(cluster))

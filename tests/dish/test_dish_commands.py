@@ -290,3 +290,26 @@ async def test_a_script_waits_for_its_jobs_and_fails_with_them(world: World) -> 
     assert await world.interpreter.script("infer slow &\ncat nope &\necho first") == 1
     assert world.shown() == "first\nyou said: slow\n"
     assert world.complaints == ["%2: /n/llambo/nope: file does not exist"]
+
+
+async def test_a_token_that_is_typed_is_refused_and_one_of_the_environment_is_not_shown(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, (complaint,) = await world.try_line(f"mount {world.address} /n/x llb_abc")
+    assert status == 2
+    assert "token_env=VAR" in complaint
+    monkeypatch.setenv("MY_TOKEN", "llb_abc")
+    await world.run(f"mount {world.address} /n/x token_env=MY_TOKEN")
+    assert world.anames[-1] == "llb_abc"
+    assert "llb_abc" not in await world.run("mount")
+
+
+async def test_a_line_that_is_no_unicode_is_refused(world: World) -> None:
+    assert await world.try_line("echo \udcff") == (2, ["the line is not valid Unicode text (position 5)"])
+
+
+async def test_a_server_of_another_kind_is_told_apart(world: World) -> None:
+    await world.run("bind metrics /x/nodes.json; bind status /x/status; cluster /x")
+    status, (complaint,) = await world.try_line("nodes")
+    assert status == 1
+    assert complaint.startswith("/x/nodes.json is no list of nodes")

@@ -14,6 +14,18 @@ from llambo.core import paths
 from tests.cli.daemons import cluster
 from tests.dish.terminals import COMMAND, run_dish
 
+REFUSALS = [
+    ("echo 'scale 3 4 5' > ctl", 2, "dish: scale has too many arguments; write: scale N [MODEL]\n"),
+    ("echo scael > ctl", 2, "dish: unknown command 'scael'; there are spawn, scale,"),
+    ("drain n9", 1, "dish: no node is called 'n9'"),
+    ("spawn x", 2, "dish: spawn: N is a whole number, not 'x'\n"),
+    ("infer temperature=9 hi", 2, "dish: temperature must be between 0.0 and 5.0, not 9.0\n"),
+    ("infer model=nope hi", 1, "dish: no model is called 'nope'"),
+    ("cat 'x", 2, "dish: the quote ' is not closed; inside it ' is written '' (position 5)\n"),
+    ("fusion", 1, "dish: there is no fusion yet"),
+    ("exit 9", 9, ""),
+]
+
 
 def test_without_a_daemon_a_private_cluster_answers_and_leaves_nothing() -> None:
     done = run_dish("-c", "What is a node?")
@@ -36,27 +48,6 @@ def test_a_private_cluster_is_controlled_by_its_files_and_by_commands() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("n1/\nn2/\n")
     assert "n2/\nbuilt-in\n" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("line", "status", "sentence"),
-    [
-        ("echo 'scale 3 4 5' > ctl", 2, "dish: scale has too many arguments; write: scale N [MODEL]\n"),
-        ("echo scael > ctl", 2, "dish: unknown command 'scael'; there are spawn, scale,"),
-        ("drain n9", 1, "dish: no node is called 'n9'"),
-        ("spawn x", 2, "dish: spawn: N is a whole number, not 'x'\n"),
-        ("infer temperature=9 hi", 2, "dish: temperature must be between 0.0 and 5.0, not 9.0\n"),
-        ("infer model=nope hi", 1, "dish: no model is called 'nope'"),
-        ("cat 'x", 2, "dish: the quote ' is not closed; inside it ' is written '' (position 5)\n"),
-        ("fusion", 1, "dish: there is no fusion yet"),
-        ("exit 9", 9, ""),
-    ],
-)
-def test_a_refusal_is_shown_as_it_is_and_its_status_is_the_programs(line: str, status: int, sentence: str) -> None:
-    done = run_dish("-c", line)
-    assert done.stderr.startswith(sentence)
-    assert bool(done.stderr) == bool(sentence)
-    assert (done.returncode, done.stdout) == (status, "")
 
 
 def test_a_script_stops_at_its_first_failure_and_names_its_line(tmp_path: Path) -> None:
@@ -114,3 +105,12 @@ def test_the_daemon_is_used_where_it_runs_and_lives_on() -> None:
         assert "/\n  /n/llambo  state ready" in beside.stdout
         assert "* /n/other  state ready" in beside.stdout
         assert psutil.pid_exists(facts["pid"])
+
+
+def test_a_refusal_is_shown_as_it_is_and_its_status_is_the_programs() -> None:
+    with cluster():
+        for line, status, sentence in REFUSALS:
+            done = run_dish("-c", line)
+            assert done.stderr.startswith(sentence), line
+            assert bool(done.stderr) == bool(sentence), line
+            assert (done.returncode, done.stdout) == (status, ""), line

@@ -72,6 +72,7 @@ def test_lines_are_kept_for_the_next_shell_but_none_with_a_token() -> None:
         shell.prompt()
         shell.enter("cat /n/dish/history")
         shell.expect("\necho remembered\nquit\necho remembered\ncat /n/dish/history\n")
+        shell.prompt()
         shell.type(CTRL_D)
         assert shell.wait() == 0
 

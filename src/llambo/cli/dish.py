@@ -72,11 +72,15 @@ def _script(file: Path | None, command: str | None) -> str | None:
     try:
         if file is not None:
             return file.read_text("utf-8")
-        return None if sys.stdin is not None and sys.stdin.isatty() else _piped_script()
+        if sys.stdin is None or not sys.stdin.isatty():
+            return _piped_script()
     except OSError as error:
         raise BadRequest(f"cannot read {file or 'standard input'}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise BadRequest(f"{file or 'standard input'} is not UTF-8 text (byte {error.start})") from None
+    if not sys.stdout.isatty():
+        raise BadRequest("standard output is no terminal; give -c COMMAND or a FILE")
+    return None
 
 
 def _piped_script() -> str:

@@ -66,7 +66,7 @@ class _Session:
     async def begin(cls, mounts: Mounts, cluster: str) -> _Session:
         async with AsyncExitStack() as held:
             ctl = await held.enter_async_context(mounts.open(f"{cluster}/clone", "rw"))
-            number = (await ctl.read(offset=0)).decode().strip()
+            number = (await ctl.read(offset=0)).decode("utf-8", "replace").strip()
             return cls(mounts, cluster, held.pop_all(), ctl, number)
 
     async def ask(self, prompt: str, settings: Mapping[str, str], out: Sink) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from llambo.core.errors import BadRequest, LlamboError
-from llambo.dish.command import OWN, Command, Completes, Context
+from llambo.dish.command import OWN, Command, Completes, Context, Dish
 from llambo.dish.grammar import quote
 from llambo.dish.pipes import Buffer
 from llambo.dish.terminal import Terminal
@@ -58,8 +58,7 @@ async def kill(context: Context) -> None:
 async def nodes(context: Context) -> None:
     """`nodes`."""
     context.count(0, 0)
-    document = await context.dish.mounts.read_file(f"{context.dish.cluster}/nodes.json")
-    found: list[dict[str, Any]] = msgspec.json.decode(document)
+    found = await node_list(context.dish)
     if not found:
         await context.print("no nodes; spawn 1 starts one\n")
         return
@@ -77,6 +76,16 @@ async def nodes(context: Context) -> None:
     await context.print(_table(_NODE_COLUMNS, rows))
 
 
+async def node_list(dish: Dish) -> list[dict[str, Any]]:
+    """The nodes of the cluster that commands are for. Raises: `LlamboError` where another kind of server has none."""
+    path = f"{dish.cluster}/nodes.json"
+    document = await dish.mounts.read_file(path)
+    try:
+        return msgspec.json.decode(document, type=list[dict[str, Any]])
+    except msgspec.DecodeError as error:
+        raise LlamboError(f"{path} is no list of nodes: {error}") from None
+
+
 async def sessions(context: Context) -> None:
     """`sessions`."""
     context.count(0, 0)
@@ -85,7 +94,7 @@ async def sessions(context: Context) -> None:
     rows = []
     for entry in await context.dish.mounts.ls(directory):
         try:
-            text = (await context.dish.mounts.read_file(f"{directory}/{entry.name}/status")).decode()
+            text = await context.dish.mounts.read_file(f"{directory}/{entry.name}/status")
         except LlamboError:  # it ended a moment ago
             continue
         facts = _facts(text)
@@ -107,7 +116,7 @@ async def cluster(context: Context) -> None:
         if point == OWN:
             continue
         try:
-            facts = _facts((await mounts.read_file(f"{point}/status")).decode())
+            facts = _facts(await mounts.read_file(f"{point}/status"))
         except LlamboError as error:
             facts = {"state": error.message}
         mark = "*" if point == context.dish.cluster else " "
@@ -203,8 +212,9 @@ async def leave(context: Context) -> None:
     context.dish.exit_status = int(word)
 
 
-def _facts(text: str) -> dict[str, str]:
-    return {key: value for key, _, value in (line.partition(" ") for line in text.splitlines())}
+def _facts(text: bytes) -> dict[str, str]:
+    lines = text.decode("utf-8", "replace").splitlines()
+    return {key: value for key, _, value in (line.partition(" ") for line in lines)}
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

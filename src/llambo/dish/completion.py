@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import msgspec
-
 from llambo.core.errors import LlamboError
+from llambo.dish.cluster_commands import node_list
 from llambo.dish.command import SETTINGS, Completes, Dish
 from llambo.dish.grammar import Token, quote, scan
 
@@ -88,8 +87,7 @@ async def _names(dish: Dish, kind: Completes, begun: str) -> list[tuple[str, str
         case "model":
             names = await _models(dish)
         case "type":
-            document = await dish.mounts.read_file(f"{dish.cluster}/nodes.json")
-            names = dict.fromkeys(str(node.get("type", "")) for node in msgspec.json.decode(document))
+            names = dict.fromkeys(str(node.get("type", "")) for node in await node_list(dish))
         case "mount":
             names = dish.mounts.points
         case _:

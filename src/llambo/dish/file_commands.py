@@ -8,6 +8,7 @@ import stat as modes
 from collections import deque
 
 from llambo.core.errors import BadRequest, LlamboError
+from llambo.core.tokens import SECRET_PREFIX
 from llambo.dish.command import OWN, Command, Context
 from llambo.dish.servers import File, Server
 from llambo.ninep.messages import Stat
@@ -22,10 +23,13 @@ async def ls(context: Context) -> None:
     is_long = context.words[:1] == ("-l",)
     paths = context.words[1:] if is_long else context.words
     for path in paths or (".",):
-        for entry in await context.dish.mounts.ls(context.dish.path(path)):
-            name = entry.name + ("/" if entry.is_directory else "")
-            shown = f"{_mode(entry)} {entry.uid:8} {entry.length:8} {name}" if is_long else name
-            await context.print(f"{shown}\n")
+        entries = await context.dish.mounts.ls(context.dish.path(path))
+        await context.print("".join(_entry(entry, is_long=is_long) for entry in entries))
+
+
+def _entry(entry: Stat, *, is_long: bool) -> str:
+    name = entry.name + ("/" if entry.is_directory else "")
+    return f"{_mode(entry)} {entry.uid:8} {entry.length:8} {name}\n" if is_long else f"{name}\n"
 
 
 def _mode(entry: Stat) -> str:
@@ -147,6 +151,8 @@ async def mount(context: Context) -> None:
     variables = [word.partition("=")[2] for word in context.words if word.startswith("token_env=")]
     if not 2 <= len(words) <= 3 or len(variables) > 1:
         raise context.command.wrong("takes an address and a directory")
+    if any(SECRET_PREFIX in word for word in words):
+        raise BadRequest("a token that is typed is seen by others: put it into the environment, give token_env=VAR")
     address, directory = words[0], context.dish.path(words[1])
     secret = os.environ.get(variables[0], "") if variables else ""
     if variables and not secret:

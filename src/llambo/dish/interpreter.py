@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 
 from llambo.core.errors import LlamboError
+from llambo.core.types import check_unicode
 from llambo.dish.asking import Conversations
 from llambo.dish.command import OWN, Context, Dish
 from llambo.dish.commands import TABLE
@@ -66,6 +67,7 @@ class Interpreter:
         dish = self.dish
         status = 0
         try:
+            check_unicode("the line", text)
             for statement in parse(text, dish.table.__contains__):
                 await self._statement(statement)
                 if dish.exit_status is not None:

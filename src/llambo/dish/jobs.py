@@ -110,6 +110,9 @@ class Jobs:
             job.error = error
 
     def _ended(self, job: Job) -> None:
+        assert job.task is not None
+        if not job.task.cancelled() and (error := job.task.exception()) is not None:
+            job.error = LlamboError(f"dish failed in an unforeseen way: {error!r}")
         job.out.end()
         if self.ended is not None and job.number in self.by_number:
             self.ended(job)

@@ -153,6 +153,8 @@ class Mounts:
                 for entry in await self._entries(path)
                 if fnmatch.fnmatchcase(entry.name, name)
             ]
+        if set(pattern.rpartition("/")[2]) & set("*?["):
+            return sorted(found)
         return sorted([path for path in found if await self._is_there(path)])
 
     async def _entries(self, path: str) -> list[Stat]:
