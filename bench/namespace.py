@@ -22,7 +22,6 @@ import psutil
 import uvloop
 
 from bench.harness import Report, interleave, model, percentile
-from llambo.cli.node_look import ClusterLook
 from llambo.cluster.api import Cluster
 from llambo.cluster.control import ClusterEvent
 from llambo.core.types import Done, GenerateRequest, LoadOptions, Sampling
@@ -44,7 +43,7 @@ async def _served(model_path: Path) -> AsyncIterator[tuple[Cluster, str]]:
     with tempfile.TemporaryDirectory(prefix="llambo-bench-") as home:
         os.environ["LLAMBO_HOME"] = home
         async with Cluster() as cluster:
-            namespace = Namespace(cluster, cluster, ClusterLook(cluster), home=Path(home), request_stop=lambda: None)
+            namespace = Namespace(cluster, cluster, cluster, home=Path(home), request_stop=lambda: None)
             await cluster.load(str(model_path), options=LoadOptions(ctx=1024, slots=2))
             async with namespace, FileServer(namespace.attach) as server:
                 address = await server.listen(f"unix!{home}/styx")

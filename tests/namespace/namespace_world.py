@@ -230,10 +230,10 @@ class FakeCluster:
 
     # NodeLook
 
-    def ids(self) -> Mapping[str, object]:
+    def node_ids(self) -> Mapping[str, object]:
         return self.by_id
 
-    def info(self, node_id: str) -> NodeInfo:
+    def node_info(self, node_id: str) -> NodeInfo:
         return self.by_id[node_id]
 
     def _end(self, call: str, node_id: str) -> None:

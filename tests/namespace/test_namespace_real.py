@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llambo.cli.node_look import ClusterLook
 from llambo.cluster.api import Cluster
 from llambo.core import paths
 from llambo.core.types import Done, GenerateRequest, Message, Sampling
@@ -30,7 +29,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 @pytest.fixture
 async def client(cluster: Cluster, tmp_path: Path) -> AsyncIterator[AsyncClient]:
-    namespace = Namespace(cluster, cluster, ClusterLook(cluster), home=paths.home(), request_stop=lambda: None)
+    namespace = Namespace(cluster, cluster, cluster, home=paths.home(), request_stop=lambda: None)
     async with namespace, FileServer(namespace.attach) as server:
         address = await server.listen(f"unix!{tmp_path}/s")
         async with await AsyncClient.connect(address) as client:

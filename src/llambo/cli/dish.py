@@ -179,7 +179,6 @@ async def _private(config: Config, stop: Callable[[], None]) -> AsyncIterator[st
     """A cluster of this process with the default model, served where only this user can reach it."""
     import shutil
 
-    from llambo.cli.node_look import ClusterLook
     from llambo.cluster.api import Cluster
     from llambo.core import paths
     from llambo.namespace.render import Facts
@@ -194,7 +193,7 @@ async def _private(config: Config, stop: Callable[[], None]) -> AsyncIterator[st
         namespace = Namespace(
             cluster,
             cluster,
-            ClusterLook(cluster),
+            cluster,
             home=paths.home(),
             request_stop=stop,
             facts=lambda: Facts(None, (address,), ""),

@@ -12,7 +12,6 @@ from pathlib import Path
 from llambo.bridge.listen import bind_unix
 from llambo.bridge.server import BridgeServer
 from llambo.cli import serving
-from llambo.cli.node_look import ClusterLook
 from llambo.cluster import checkpoint
 from llambo.cluster.api import Cluster
 from llambo.core import paths
@@ -48,7 +47,7 @@ class Front:
         self._namespace = Namespace(
             cluster,
             cluster,
-            ClusterLook(cluster),
+            cluster,
             home=paths.home(),
             request_stop=self.request_stop,
             facts=self._facts,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -217,6 +217,17 @@ class Cluster:
         pids = {info.id: info.pid for info in self._node_infos(list(self._world.nodes)) if info.pid}
         memory = await asyncio.to_thread(survey.memory_of, list(pids.values()))
         return self._node_infos(list(self._world.nodes), {node: memory.get(pid, (0, 0)) for node, pid in pids.items()})
+
+    def node_ids(self) -> Mapping[str, object]:
+        """Every node by its id, live: what it maps to is one object for as long as the node lives."""
+        return self._world.nodes
+
+    def node_info(self, node_id: str) -> NodeInfo:
+        """One node, with nothing measured. Raises: `KeyError`."""
+        found = self._node_infos([node_id])
+        if not found:
+            raise KeyError(node_id)
+        return found[0]
 
     def cluster_status(self) -> ClusterStatus:
         """See `Control.cluster_status`."""

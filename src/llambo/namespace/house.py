@@ -18,11 +18,11 @@ from llambo.ninep.streams import Broadcast
 class NodeLook(Protocol):
     """The nodes as they are now, at the price of what is asked for: nothing is measured, and nobody waits."""
 
-    def ids(self) -> Mapping[str, object]:
+    def node_ids(self) -> Mapping[str, object]:
         """Every node by its id, in order. A value stands for one node, as long as it lives."""
         ...
 
-    def info(self, node_id: str) -> NodeInfo:
+    def node_info(self, node_id: str) -> NodeInfo:
         """One node, both memory figures 0. Raises: `KeyError`."""
         ...
 

@@ -29,7 +29,7 @@ class NodesDirectory(LiveDirectory):
         def make(node_id: str) -> Node:
             return NodeDirectory(house, node_id, refusals, may_control=may_control)
 
-        super().__init__("nodes", house.look.ids, make, perm=0o777 if may_control else 0o555)
+        super().__init__("nodes", house.look.node_ids, make, perm=0o777 if may_control else 0o555)
 
 
 class NodeDirectory(Directory):
@@ -72,7 +72,7 @@ class NodeDirectory(Directory):
 
     def _info(self) -> NodeInfo:
         try:
-            return self._house.look.info(self.name)
+            return self._house.look.node_info(self.name)
         except KeyError:
             raise NotFound from None
 
@@ -89,7 +89,7 @@ class NodeDirectory(Directory):
         path = self._info().log
         if not path:
             raise NotFound(f"node {self.name} has no log here: it is not a process of this machine")
-        return follow(Path(path), lambda: self.name in self._house.look.ids())
+        return follow(Path(path), lambda: self.name in self._house.look.node_ids())
 
     async def _perform(self, call: Call) -> None:
         control, node_id = self._house.control, self.name

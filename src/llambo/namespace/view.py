@@ -41,7 +41,7 @@ class View(StaticDirectory):
         control = house.control
 
         def status_json() -> bytes:
-            nodes = [house.look.info(node_id) for node_id in house.look.ids()]
+            nodes = [house.look.node_info(node_id) for node_id in house.look.node_ids()]
             return render.status_json(control.cluster_status(), house.facts(), nodes, control.balancer_stats())
 
         async def nodes_json() -> bytes:
