@@ -16,7 +16,7 @@ import msgspec
 import psutil
 
 from llambo.core import paths
-from llambo.core.errors import BadConfig
+from llambo.core.errors import LlamboError, NameInUse, Refused
 
 BRIDGE = "bridge.json"
 DAEMON = "daemon.json"
@@ -25,7 +25,8 @@ DAEMON = "daemon.json"
 class Running(msgspec.Struct, frozen=True):
     """A program: its process, when that was born (so that a reused process id is not taken for it), where it listens.
 
-    `socket` speaks the bridge protocol, `styx` (the daemon's alone) is the dial string of its namespace.
+    `socket` speaks the bridge protocol, `styx` (the daemon's alone) is the dial string of its namespace. `home` is
+    whose it is: a runtime directory can be named for two homes by mistake.
     """
 
     pid: int
@@ -34,6 +35,7 @@ class Running(msgspec.Struct, frozen=True):
     log: str
     drain_timeout_s: float
     styx: str = ""
+    home: str = ""
 
 
 @contextmanager
@@ -42,19 +44,20 @@ def announced(socket: str, *, log: Path, drain_timeout_s: float, name: str = BRI
 
     One that lives and is written down already stays: a second bridge on another socket is fine, the first is found.
 
-    Raises: `BadConfig` when the file cannot be written.
+    Raises: `LlamboError` when the file cannot be written.
     """
     if find(name) is not None:
         yield
         return
-    me = Running(os.getpid(), psutil.Process().create_time(), socket, str(log), drain_timeout_s, styx)
+    born = psutil.Process().create_time()
+    me = Running(os.getpid(), born, socket, str(log), drain_timeout_s, styx, str(paths.home()))
     path = paths.make_private_dir(paths.runtime_dir()) / name
     try:
         part = path.with_suffix(f".{me.pid}")
         part.write_bytes(msgspec.json.encode(me))
         part.replace(path)
     except OSError as error:
-        raise BadConfig(f"cannot write {path}: {error.strerror}") from None
+        raise LlamboError(f"cannot write {path}: {error.strerror}") from None
     try:
         yield
     finally:
@@ -64,11 +67,20 @@ def announced(socket: str, *, log: Path, drain_timeout_s: float, name: str = BRI
 
 
 def find(name: str = BRIDGE) -> Running | None:
-    """The program of this home that lives and made itself known under `name`, or None."""
+    """The program of this home that lives and made itself known under `name`, or None.
+
+    Raises: `Refused` where the runtime directory cannot be read, `NameInUse` when it is another home's.
+    """
+    path = paths.runtime_dir() / name
     try:
-        claim = msgspec.json.decode((paths.runtime_dir() / name).read_bytes(), type=Running)
+        claim = msgspec.json.decode(path.read_bytes(), type=Running)
         process = psutil.Process(claim.pid)
         alive = abs(process.create_time() - claim.born) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except PermissionError:
+        raise Refused(f"{path} cannot be read: it belongs to another user") from None
     except (OSError, msgspec.DecodeError, psutil.Error):
         return None
+    if alive and claim.home != str(paths.home()):
+        place = f"{path.parent} is used by the home {claim.home} (pid {claim.pid})"
+        raise NameInUse(f"{place}; set LLAMBO_RUNTIME_DIR to another directory, or leave it unset")
     return claim if alive else None
