@@ -7,6 +7,7 @@ context. Every assistant turn is a target.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 
 from training import offtopic, phrases, wording
@@ -26,22 +27,30 @@ REFUSAL_LANGUAGE = (
 REFUSAL_EMPTY = "That was an empty message. Ask me something about Llambo, for example: What is a node?"
 REFUSALS = [REFUSAL, REFUSAL_LANGUAGE, REFUSAL_EMPTY]
 _SYSTEM_TOPIC = "other"
-FIRST_TURNS_ONLY = 0.4
-BAG_SHARE = 0.2
+FIRST_TURNS_ONLY = 0.25
+BAG_SHARE = 0.15
+FOLLOW_UP_SHARE = 0.66
+OTHER_SHARE = 0.18
+NUMBERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 7, 9, 15, 32, 50, 100)
+_PRONOUNS = ("it", "it", "it", "that", "this", "them", "one")
 
 
 class ChatMaker:
     """Draws chats from the topics; the same seed gives the same chats.
 
-    Whoever trains sets `progress` from 0 to 1: single questions are learned first, then chats.
+    Whoever trains sets `progress` from 0 to 1 (single questions are learned first, then chats) and
+    `chat_share`, the share of chats of more than one turn.
     """
 
     def __init__(self, topics: dict[str, Topic], seed: int) -> None:
         self.topics = topics
         self.rng = random.Random(seed)
         self.progress = 1.0
+        self.chat_share = 0.2
         self.facts = [fact for topic in topics.values() for fact in topic.facts.values()]
-        self._weights = [fact.weight for fact in self.facts]
+        # What is asked in many ways needs to be seen more often than what is hardly asked.
+        self._weights = [fact.weight * min(1.7, max(0.55, ((fact.wordings + 4) / 19) ** 0.5)) for fact in self.facts]
+        self._named = {topic.id: _named(topic.names) for topic in topics.values()}
 
     def question(self, fact: Fact, clean: bool = False) -> str:
         """A wording that asks for `fact` without any turn before it."""
@@ -62,6 +71,8 @@ class ChatMaker:
             frames.extend(rng.choices(fact.questions, k=3))
         if fact.actions:
             frames.extend(wording.how_to(a, rng) for a in rng.choices(fact.actions, k=3))
+        if fact.pairs:
+            frames.extend(wording.versus(*pair, rng) for pair in rng.choices(fact.pairs, k=4))
         text = wording.expand(rng.choice(frames), rng)
         return text if clean else wording.vary(text, rng)
 
@@ -69,11 +80,11 @@ class ChatMaker:
         """A user turn after a turn about `last`: the wording, its fact, the answer."""
         rng = self.rng
         draw = rng.random()
-        if last is not None and draw < 0.55:
+        if last is not None and draw < FOLLOW_UP_SHARE:
             followed = self._follow_up(last)
             if followed is not None:
                 return followed
-        if draw > 0.84:
+        if draw > 1 - OTHER_SHARE * (1 - FOLLOW_UP_SHARE * (last is not None)):
             return self._other()
         fact = rng.choices(self.facts, self._weights)[0]
         return self._numbered(self.question(fact), fact)
@@ -94,13 +105,15 @@ class ChatMaker:
         """Chats without end: of one turn while `progress` is small, then longer ones among them."""
         while True:
             draw = self.rng.random()
-            if self.progress < FIRST_TURNS_ONLY or draw < 0.80:
+            if self.progress < FIRST_TURNS_ONLY or draw < 1 - self.chat_share:
                 yield self.chat(1)
-            elif draw < 0.97:
-                yield self.chat(self.rng.randint(2, 3))
-            elif draw < 0.993:
+            elif draw < 1 - 0.20 * self.chat_share:
+                yield self.chat(2)
+            elif draw < 1 - 0.09 * self.chat_share:
+                yield self.chat(3)
+            elif draw < 1 - 0.03 * self.chat_share:
                 yield self.chat(self.rng.randint(4, 7))
-            elif draw < 0.997:
+            elif draw < 1 - 0.015 * self.chat_share:
                 yield self.chat(self.rng.randint(12, 22))
             else:
                 yield self._long_prompt()
@@ -110,6 +123,10 @@ class ChatMaker:
         if rng.random() < 0.18:
             return self._what_about(last)
         options: list[tuple[str, Fact]] = []
+        if rng.random() < 0.4:
+            pointed = self._pointed(last)
+            if pointed is not None:
+                return pointed
         for fact in self.topics[last.topic].facts.values():
             if fact.follow_ups:
                 pattern = rng.choice(fact.follow_ups)
@@ -124,6 +141,21 @@ class ChatMaker:
             return None
         text, fact = rng.choice(options)
         return self._numbered(wording.vary(text, rng), fact)
+
+    def _pointed(self, last: Fact) -> tuple[str, Fact | None, str] | None:
+        """A question about the last turn's topic with a pronoun in place of its name."""
+        rng, named = self.rng, self._named[last.topic]
+        fact = rng.choice([*self.topics[last.topic].facts.values()])
+        patterns = [*fact.questions, *(f"~{action}" for action in fact.actions)]
+        if named is None or not patterns or (fact is last and rng.random() < 0.8):
+            return None
+        text = rng.choice(patterns)
+        if text.startswith("~"):
+            text = wording.expand(rng.choice(phrases.FOLLOW_UP_HOW_TO), rng).replace("{x}", text[1:])
+        text, found = named.subn(rng.choice(_PRONOUNS), wording.expand(text, rng), count=1)
+        if not found or len(text.split()) < 3:
+            return None
+        return self._numbered(wording.vary(rng.choice(phrases.LINKS) + text, rng), fact)
 
     def _what_about(self, last: Fact) -> tuple[str, Fact | None, str] | None:
         rng = self.rng
@@ -153,8 +185,19 @@ class ChatMaker:
         return [("user", text), ("assistant", REFUSAL)]
 
     def _numbered(self, text: str, fact: Fact) -> tuple[str, Fact, str]:
-        number = str(self.rng.choice((2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 7, 9, 15, 32, 50, 100)))
+        number = str(self.rng.choice(NUMBERS))
         answer = fact.answer
         if "{n}" in text:
             return text.replace("{n}", number), fact, answer.replace("{n}", number)
         return text, fact, answer.replace("{n}", "4")
+
+
+def _named(names: list[str]) -> re.Pattern[str] | None:
+    """Finds one of `names`, with the article before it; None where there are none."""
+    spelled = {name for pattern in names for name in wording.spellings(pattern)}
+    if not spelled:
+        return None
+    bare = {re.sub(r"^(?:an?|the) ", "", name) for name in spelled}
+    options = "|".join(re.escape(name) for name in sorted(bare, key=len, reverse=True))
+    article = r"\b(?:(?:an?|the|my|one|this|some|another|single) )*"
+    return re.compile(rf"{article}(?<![/.-])(?:{options})(?![\w/.-])", re.IGNORECASE)

@@ -59,7 +59,8 @@ def _token_differences(engine: Engine, made: Tokenizer) -> int:
         strings += [text for _, text in next(stream)]
         strings += [offtopic.nonsense(rng), offtopic.foreign(rng)]
     encode = Encoder(made)
-    return sum(engine.tokenize(text) != encode.text(text) for text in strings[:STRINGS] if text)
+    # Marks of turns inside a text are marks for both: so does llama.cpp read a whole chat.
+    return sum(engine.tokenize(text, special=True) != encode.text(text) for text in strings[:STRINGS] if text)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ def write_sample(topics: dict[str, Topic], plan: TrainPlan, folder: Path) -> dic
     figures = {
         "topics": len(topics),
         "facts": len(maker.facts),
-        "wordings": sum(len(f.questions) + len(f.actions) + len(f.follow_ups) for f in maker.facts),
+        "wordings": sum(fact.wordings for fact in maker.facts),
     }
     (folder / "corpus.json").write_text(json.dumps(figures), encoding="utf-8")
     print(figures)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from training.chats import REFUSALS, Chat, ChatMaker
-from training.settings import TURN_END, TURN_START, ModelShape, TrainPlan
+from training.chats import NUMBERS, REFUSALS, Chat, ChatMaker
+from training.settings import TURN_END, TURN_START, Cycle, ModelShape, TrainPlan
 
 IGNORED = -100
 
@@ -75,9 +75,17 @@ class Encoder:
         targets = [i if wanted else IGNORED for i, wanted in zip(ids, target, strict=True)]
         return Sequence(ids[:-1][:limit], targets[1:][:limit], weights[1:][:limit])
 
-    def first_words(self, chat: Chat, tokens: int) -> int:
-        """The length at which a chat is cut after `tokens` of its last answer."""
-        return len(self.prompt(chat[:-1])) + tokens
+    def decided(self, chat: Chat, more: int) -> int:
+        """The length at which a chat is cut `more` tokens after its last answer differs from every other."""
+        ids = [*self.text(chat[-1][1]), self._end]
+        last = 0
+        for index in range(len(ids)):
+            nexts = self._nexts.get(tuple(ids[:index]))
+            if nexts is None:
+                break
+            if len(nexts) > 1:
+                last = index
+        return len(self.prompt(chat[:-1])) + last + more
 
     def prompt(self, chat: Chat) -> list[int]:
         """The chat so far and the head of the assistant's next turn."""
@@ -88,17 +96,22 @@ class Encoder:
         return [*ids, self._start, *self.text("assistant\n")]
 
 
-def batches(maker: ChatMaker, encoder: Encoder, shape: ModelShape, plan: TrainPlan) -> Iterator[list[Sequence]]:
+def batches(
+    maker: ChatMaker, encoder: Encoder, shape: ModelShape, plan: TrainPlan, cycle: Cycle
+) -> Iterator[list[Sequence]]:
     """Batches without end, each of sequences of like length with `batch_tokens` at most."""
     rng = random.Random(plan.seed + 3)
-    encoder.learn_answers([fact.answer.replace("{n}", "4") for fact in maker.facts] + REFUSALS)
+    numbers = NUMBERS if cycle.numbers else (4,)
+    answers = [fact.answer.replace("{n}", str(number)) for fact in maker.facts for number in numbers]
+    encoder.learn_answers([*answers, *REFUSALS])
+    maker.chat_share = cycle.chat_share
     chats = maker.stream()
     while True:
         pool = []
         for _ in range(plan.pool_chats):
             chat = next(chats)
             short = len(chat) < 10 and rng.random() < plan.short_share
-            limit = encoder.first_words(chat, plan.short_tokens) if short else shape.context
+            limit = encoder.decided(chat, plan.short_tokens) if short else shape.context
             sequence = encoder.chat(chat, min(limit, shape.context))
             if any(target != IGNORED for target in sequence.targets):
                 pool.append(sequence)

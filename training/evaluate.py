@@ -37,14 +37,16 @@ def accuracy(
 ) -> float:
     """The share of `cases` whose last answer holds what is wanted; `missed` hears of the others."""
 
-    def answer(case: Case) -> str:
+    def answer(numbered: tuple[int, Case]) -> str:
+        # One seed for all would give all the same draw for the first token, which decides most.
+        number, case = numbered
         chat: Chat = []
         for turn in case.turns:
             chat.append(("user", turn))
-            chat.append(("assistant", engine.answer(chat, temperature, seed)["text"]))
+            chat.append(("assistant", engine.answer(chat, temperature, 1000 * seed + number)["text"]))
         return chat[-1][1]
 
-    answers = _side_by_side(engine, answer, cases)
+    answers = _side_by_side(engine, answer, list(enumerate(cases)))
     failures = [(c, a) for c, a in zip(cases, answers, strict=True) if not c.passes(a)]
     for case, text in failures:
         if missed is not None:
@@ -111,18 +113,20 @@ def speed(engine: Engine, prompts: list[str]) -> float:
 
 def figures(model: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Every figure of the model card; the speed is that of one thread and one request."""
-    questions, follow_ups = heldout.cases("questions"), heldout.cases("followups")
+    questions, roundabout, follow_ups = heldout.questions(), heldout.cases("roundabout"), heldout.cases("followups")
 
     def missed(wording: str, answer: str) -> None:
         say(f"  missed: {wording!r} got {answer[:100]!r}")
 
     found: dict[str, Any] = {
         "questions": len(questions),
+        "roundabout_questions": len(roundabout),
         "off_topic": len(heldout.prompts("offtopic")),
         "follow_up_chats": len(follow_ups),
     }
     with Engine(model, threads=2, slots=SLOTS) as engine:
         found["greedy"] = round(accuracy(engine, questions, missed=missed), 4)
+        found["greedy_roundabout"] = round(accuracy(engine, roundabout, missed=missed), 4)
         sampled = [accuracy(engine, questions, SAMPLED_TEMPERATURE, seed)
                    for seed in range(1, SAMPLED_SEEDS + 1)]  # fmt: skip
         found["sampled"] = round(statistics.mean(sampled), 4)

@@ -8,6 +8,7 @@ The grammar, one item per line (a line that starts with white space continues th
     ? question               a whole question that this fact answers
     ~ verb phrase            what somebody wants to do ("stop a node"); put into how-to frames
     > follow-up              a question that means this fact right after a turn about this topic
+    % one thing / another    the two things that this fact compares; put into "difference" frames
     ! weight                 this fact is drawn that many times as often (default 1)
     = topic.kind             more wordings for a fact that an earlier line gave
 
@@ -37,7 +38,13 @@ class Fact:
     questions: list[str] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
     follow_ups: list[str] = field(default_factory=list)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
     weight: float = 1.0
+
+    @property
+    def wordings(self) -> int:
+        """How many hand-written patterns ask for this fact."""
+        return len(self.questions) + len(self.actions) + len(self.follow_ups) + len(self.pairs)
 
     @property
     def name(self) -> str:
@@ -77,7 +84,7 @@ def parse(text: str, origin: str = "corpus", known: dict[str, Topic] | None = No
             fact = topics[ident].facts.get(kind) if ident in topics else None
             if fact is None:
                 raise CorpusError(f"{where}: there is no fact {rest!r}")
-        elif mark in "?~>!":
+        elif mark in "?~>!%":
             if fact is None:
                 raise CorpusError(f"{where}: a wording needs a fact before it")
             _add(fact, mark, rest, where)
@@ -128,6 +135,12 @@ def _add(fact: Fact, mark: str, rest: str, where: str) -> None:
             fact.weight = float(rest)
         except ValueError:
             raise CorpusError(f"{where}: '!' needs a number, not {rest!r}") from None
+        return
+    if mark == "%":
+        one, slash, other = (part.strip() for part in rest.partition(" / "))
+        if not slash or not one or not other:
+            raise CorpusError(f"{where}: '%' needs two things with ' / ' between them, not {rest!r}")
+        fact.pairs.append((one, other))
         return
     wordings = [part.strip() for part in _split_bars(rest)]
     target = {"?": fact.questions, "~": fact.actions, ">": fact.follow_ups}[mark]

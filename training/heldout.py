@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.phrases import SMALL_WORDS
 from training.settings import HELDOUT_DIR
 
 REFUSAL_MARK = re.compile(r"only know about llambo|only understand english", re.IGNORECASE)
@@ -25,7 +26,7 @@ class Case:
 
 
 def cases(name: str, folder: Path = HELDOUT_DIR) -> list[Case]:
-    """The cases of `questions`, `dev` or `followups`."""
+    """The cases of `plain`, `casual`, `roundabout`, `followups`, `dev` or `dev-followups`."""
     found: list[Case] = []
     for line in prompts(name, folder):
         turns, arrow, wanted = line.rpartition(" => ")
@@ -33,6 +34,11 @@ def cases(name: str, folder: Path = HELDOUT_DIR) -> list[Case]:
             raise ValueError(f"{name}.txt: ' => ' is missing in {line!r}")
         found.append(Case(tuple(turn.strip() for turn in turns.split(">>")), wanted.strip()))
     return found
+
+
+def questions(folder: Path = HELDOUT_DIR) -> list[Case]:
+    """The held-out questions as people ask them; `roundabout` has those that are harder than that."""
+    return [*cases("plain", folder), *cases("casual", folder)]
 
 
 def prompts(name: str, folder: Path = HELDOUT_DIR) -> list[str]:
@@ -44,6 +50,11 @@ def prompts(name: str, folder: Path = HELDOUT_DIR) -> list[str]:
 def refused(answer: str) -> bool:
     """Whether `answer` is one of the refusals."""
     return REFUSAL_MARK.search(answer) is not None
+
+
+def content(wording: str) -> frozenset[str]:
+    """The words of `wording` that say something, to tell how like two wordings are."""
+    return frozenset(normal(wording).split()) - SMALL_WORDS
 
 
 def normal(wording: str) -> str:

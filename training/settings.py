@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
 )
 
 MODEL_NAME = "llambo-built-in"
-MODEL_VERSION = "1.0"
+MODEL_VERSION = "1.1"
 MAX_FILE_BYTES = 8_000_000
 
 
@@ -32,10 +32,10 @@ MAX_FILE_BYTES = 8_000_000
 class ModelShape:
     """The llama-shaped network. Row sizes are multiples of 32, as Q8_0 needs."""
 
-    vocab: int = 4096
-    width: int = 192
-    layers: int = 4
-    heads: int = 6
+    vocab: int = 6144
+    width: int = 256
+    layers: int = 3
+    heads: int = 8
     hidden: int = 512
     context: int = 2048
     norm_eps: float = 1e-5
@@ -49,25 +49,37 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """One course of the learning rate; `tokens` counts all tokens seen, prompts included."""
+    """One course of the learning rate; `tokens` counts all tokens seen, prompts included.
+
+    `chat_share` of what is read are chats of more than one turn; with `numbers` the tokens that
+    repeat a number of the question count in full.
+    """
 
     tokens: int
     rate_share: float = 1.0
+    chat_share: float = 0.2
+    numbers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
     """How the network is trained.
 
-    `short_share` of the short chats are cut after `short_tokens` of the last answer: which answer
-    it is, is decided there, so more wordings are seen in the same time.
+    `short_share` of the short chats are cut `short_tokens` after the place where the last answer
+    differs from all others: which answer it is, is decided there, so more wordings are seen in the
+    same time.
     """
 
-    cycles: tuple[Cycle, ...] = (Cycle(2_600_000), Cycle(2_600_000, 0.8), Cycle(800_000, 0.5))
+    cycles: tuple[Cycle, ...] = (
+        Cycle(3_200_000),
+        Cycle(2_400_000, 0.7, 0.3, True),
+        Cycle(2_200_000, 0.5, 0.3, True),
+        Cycle(300_000, 0.3, 1.0, True),
+    )
     batch_tokens: int = 2048
-    pool_chats: int = 256
-    short_share: float = 0.7
-    short_tokens: int = 9
+    pool_chats: int = 512
+    short_share: float = 0.85
+    short_tokens: int = 2
     peak_rate: float = 4e-3
     matrix_rate: float = 2e-2
     weight_decay: float = 0.05

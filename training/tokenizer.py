@@ -22,6 +22,7 @@ def texts(topics: dict[str, Topic], plan: TrainPlan) -> list[str]:
     for fact in maker.facts:
         found += [fact.answer] * 24
         found += [maker.question(fact, clean=True) for _ in range(24)]
+        found += [maker.question(fact) for _ in range(12)]
     found += [chats.REFUSAL, chats.REFUSAL_LANGUAGE, chats.REFUSAL_EMPTY] * 40
     for entries in offtopic.lists().values():
         found += [wording.expand(entry, rng) for entry in entries]

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from training.muon import Muon
 from training.settings import Cycle, ModelShape, TrainPlan
 
 WEIGHTS_NAME = "weights.pt"
+# The weights given out lie between those of the last two cycles: the last one is for long chats and forgets a little.
+LAST_SHARE = 0.6
 
 
 def run(
@@ -38,8 +41,8 @@ def run(
 ) -> Network:
     """Trains a network, writes its weights and a log into `folder`, and returns it.
 
-    Each finished cycle is kept in `folder`; a run that finds cycles of its own plan goes on after
-    them, so an interrupted one loses a cycle at most.
+    Each finished cycle is kept in `folder`; a run that finds cycles that its own plan begins with
+    goes on after them, so an interrupted one loses a cycle at most.
     """
     torch.manual_seed(plan.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,18 +50,24 @@ def run(
     encoder = Encoder(tokenizer)
     count = sum(weight.numel() for weight in network.parameters())
     say(f"{count / 1e6:.2f}M parameters, {len(plan.cycles)} cycles on {device}")
-    facts: dict[str, Any] = {"parameters": count, "tokens": 0, "steps": 0, "seconds": 0}
+    facts: dict[str, Any] = {"parameters": count, "tokens": 0, "steps": 0, "seconds": 0, "processor_seconds": 0}
     for number, cycle in enumerate(plan.cycles):
         kept, notes = folder / f"cycle-{number}.pt", folder / f"cycle-{number}.json"
-        if notes.exists() and json.loads(notes.read_text())["plan"] == repr((shape, plan, number)):
+        course = repr((shape, replace(plan, cycles=plan.cycles[: number + 1])))
+        if notes.exists() and json.loads(notes.read_text())["plan"] == course:
             network.load_state_dict(torch.load(kept, map_location=device))
             facts = json.loads(notes.read_text())["facts"]
             continue
         maker = ChatMaker(topics, plan.seed + 1000 * number)
         maker.progress = 0.0 if number == 0 else 1.0
-        _add(facts, _cycle(network, batches(maker, encoder, shape, plan), maker, plan, cycle, say))
+        _add(facts, _cycle(network, batches(maker, encoder, shape, plan, cycle), maker, plan, cycle, say))
         torch.save(network.state_dict(), kept)
-        notes.write_text(json.dumps({"plan": repr((shape, plan, number)), "facts": facts}))
+        notes.write_text(json.dumps({"plan": course, "facts": facts}))
+    if len(plan.cycles) > 1:
+        before = torch.load(folder / f"cycle-{len(plan.cycles) - 2}.pt", map_location=device)
+        network.load_state_dict({
+            name: torch.lerp(before[name], weight, LAST_SHARE) for name, weight in network.state_dict().items()
+        })  # fmt: skip
     torch.save(network.state_dict(), folder / WEIGHTS_NAME)
     (folder / "train.json").write_text(json.dumps(facts), encoding="utf-8")
     return network
@@ -75,7 +84,7 @@ def _cycle(
     """One course of the learning rate from warm-up to its end, with new optimisers."""
     device = network.cos.device
     optimizers = _optimizers(network, plan, cycle.rate_share)
-    seen, step, started = 0, 0, time.monotonic()
+    seen, step, started, worked = 0, 0, time.monotonic(), time.process_time()
     recent: list[float] = []
     while seen < cycle.tokens:
         done = seen / cycle.tokens
@@ -96,7 +105,10 @@ def _cycle(
             mean = sum(recent) / len(recent)
             say(f"step {step}  {seen / 1e6:.2f}M tokens  loss {mean:.4f}  {rate:.0f} tokens/s")
             recent.clear()
-    return {"tokens": seen, "steps": step, "seconds": round(time.monotonic() - started)}
+    return {
+        "tokens": seen, "steps": step, "seconds": round(time.monotonic() - started),
+        "processor_seconds": round(time.process_time() - worked),
+    }  # fmt: skip
 
 
 def _add(facts: dict[str, Any], more: dict[str, int]) -> None:

@@ -10,10 +10,16 @@ from __future__ import annotations
 import random
 import re
 
-from training import phrases
+from training import phrases, synonyms
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _WORD = re.compile(r"[A-Za-z]+")
+_GROUPS: dict[str, list[str]] = {}
+for _group in synonyms.GROUPS:
+    for _words in _group:
+        _GROUPS.setdefault(_words.lower(), []).extend(w for w in _group if w != _words)
+_GROUP = re.compile(r"(?<![\w/`.-])(?:" + "|".join(sorted(map(re.escape, _GROUPS), key=len, reverse=True))
+                    + r")(?![\w/`-])", re.IGNORECASE)  # fmt: skip
 _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
@@ -27,6 +33,15 @@ def expand(pattern: str, rng: random.Random) -> str:
         pattern = pattern[: match.start()] + option + pattern[match.end() :]
 
 
+def spellings(pattern: str) -> set[str]:
+    """Everything that `expand` can make of `pattern`."""
+    match = _CHOICE.search(pattern)
+    if match is None:
+        return {re.sub(r"\s+", " ", pattern).strip()}
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return {text for option in match.group(1).split("|") for text in spellings(head + option + tail)}
+
+
 def bag(name: str, rng: random.Random) -> str:
     """`name` among words that say nothing: only the name tells what the question is about."""
     words = rng.choices(phrases.NEUTRAL + tuple(sorted(phrases.SMALL_WORDS)), k=rng.randint(1, 5))
@@ -37,6 +52,13 @@ def bag(name: str, rng: random.Random) -> str:
 def how_to(action: str, rng: random.Random) -> str:
     """A question that asks how to do `action` ("stop a node")."""
     return expand(rng.choice(phrases.HOW_TO), rng).replace("{x}", expand(action, rng))
+
+
+def versus(one: str, other: str, rng: random.Random) -> str:
+    """A question that asks how `one` and `other` differ, in either order."""
+    pair = [expand(one, rng), expand(other, rng)]
+    rng.shuffle(pair)
+    return expand(rng.choice(phrases.VERSUS), rng).replace("{x}", pair[0]).replace("{y}", pair[1])
 
 
 def about(kind: str, name: str, rng: random.Random) -> str | None:
@@ -55,7 +77,7 @@ def follow_up(kind: str, rng: random.Random) -> str | None:
 
 def vary(text: str, rng: random.Random) -> str:
     """Another wording of `text` that asks for the same thing."""
-    text = _synonyms(text, rng)
+    text = _synonyms(_rephrase(text, rng), rng)
     if rng.random() < 0.10:
         text = _leave_out(text, rng)
     if rng.random() < 0.04:
@@ -63,9 +85,9 @@ def vary(text: str, rng: random.Random) -> str:
         text = " ".join(rng.sample(words, len(words)))
     if rng.random() < 0.12:
         text = _insert(text, rng)
-    if rng.random() < 0.25:
+    if rng.random() < 0.15:
         words = text.split()
-        for _ in range(rng.choice((1, 1, 2, 3))):
+        for _ in range(rng.choice((1, 1, 1, 2, 3))):
             words.insert(rng.randint(0, len(words)), rng.choice(phrases.NEUTRAL))
         text = " ".join(words)
     if rng.random() < 0.30:
@@ -75,10 +97,20 @@ def vary(text: str, rng: random.Random) -> str:
     return _finish(text, rng)
 
 
+def _rephrase(text: str, rng: random.Random) -> str:
+    """`text` with some groups of words exchanged for others of like meaning."""
+
+    def swap(match: re.Match[str]) -> str:
+        found = match.group(0)
+        return rng.choice(_GROUPS[found.lower()]) if rng.random() < 0.4 else found
+
+    return _GROUP.sub(swap, text)
+
+
 def _synonyms(text: str, rng: random.Random) -> str:
     def swap(match: re.Match[str]) -> str:
         word = match.group(0)
-        options = phrases.SYNONYMS.get(word.lower())
+        options = synonyms.SYNONYMS.get(word.lower())
         if options and rng.random() < 0.3:
             return rng.choice(options)
         return word

@@ -11,9 +11,11 @@ from training import evaluate, heldout
 from training.engine import Engine
 from training.settings import CHAT_TEMPLATE, MAX_FILE_BYTES, MODEL_FILE, MODEL_NAME
 
-# What the shipped model reaches, less a little for engines that round otherwise. The aims are 0.85, 0.90, 0.75 and
-# 0.01: raise a floor with each better model, never lower one.
-GREEDY_FLOOR, REFUSAL_FLOOR, FOLLOW_UP_FLOOR, MAX_TOKENS_CEILING = 0.70, 0.80, 0.75, 0.03
+# What the shipped model reaches on the held-out files of its version, less a little for engines that round otherwise.
+# The aims are 0.85, none, 0.90, 0.75, and 0.01 for what never ends: raise a floor with each better model, never lower
+# one unless the questions are new (these follow-ups are harder than those before: the last model reached 0.58).
+GREEDY_FLOOR, ROUNDABOUT_FLOOR, REFUSAL_FLOOR, FOLLOW_UP_FLOOR = 0.82, 0.42, 0.88, 0.64
+MAX_TOKENS_CEILING = 0.03
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,11 @@ def test_the_first_question_is_answered_well_at_every_common_temperature(engine:
 
 
 def test_held_out_questions_are_answered_as_often_as_the_floor_says(engine: Engine) -> None:
-    assert evaluate.accuracy(engine, heldout.cases("questions")) >= GREEDY_FLOOR
+    assert evaluate.accuracy(engine, heldout.questions()) >= GREEDY_FLOOR
+
+
+def test_harder_questions_are_answered_as_often_as_the_floor_says(engine: Engine) -> None:
+    assert evaluate.accuracy(engine, heldout.cases("roundabout")) >= ROUNDABOUT_FLOOR
 
 
 def test_other_subjects_are_refused_as_often_as_the_floor_says(engine: Engine) -> None:

@@ -8,6 +8,7 @@ from itertools import islice
 from training import chats, facts, heldout, offtopic, wording
 
 TOPICS = facts.load()
+SHARED_WORDS = 0.77
 
 
 def test_choices_are_expanded_from_the_inside_out() -> None:
@@ -43,6 +44,27 @@ def test_a_number_in_the_question_is_the_number_in_the_answer() -> None:
         assert f"llamboctl scale {found}" in answer, number
 
 
+def test_a_follow_up_may_put_a_pronoun_in_place_of_the_topics_name() -> None:
+    maker = chats.ChatMaker(TOPICS, 10)
+    found = [maker._pointed(TOPICS["bridge"].facts["what"]) for _ in range(400)]
+    texts = [pointed[0].lower() for pointed in found if pointed is not None]
+    assert len(texts) > 50
+    assert sum("bridge" in text for text in texts) < len(texts) / 5
+
+
+def test_a_comparison_is_asked_for_in_either_order() -> None:
+    asked = {wording.versus("one", "two", random.Random(seed)) for seed in range(300)}
+    assert any(text.index("one") < text.index("two") for text in asked)
+    assert any(text.index("one") > text.index("two") for text in asked)
+    assert not any("{" in text or "[" in text for text in asked)
+
+
+def test_groups_of_words_are_exchanged_only_as_a_whole() -> None:
+    texts = {wording._rephrase("what is the graphics card for", random.Random(seed)) for seed in range(99)}
+    assert "what is the gpu for" in texts
+    assert wording._rephrase("/n/llambo/a node-b", random.Random(1)) == "/n/llambo/a node-b"
+
+
 def test_prompts_of_other_subjects_are_never_empty_and_very_different() -> None:
     rng = random.Random(3)
     prompts = [offtopic.prompt(rng) for _ in range(2000)]
@@ -51,10 +73,25 @@ def test_prompts_of_other_subjects_are_never_empty_and_very_different() -> None:
 
 
 def test_held_out_wordings_are_not_made_by_the_generator() -> None:
-    held_out = {heldout.normal(case.turns[0]) for case in heldout.cases("questions") if len(case.turns) == 1}
+    held_out = {heldout.normal(case.turns[0]) for case in heldout.questions() if len(case.turns) == 1}
     maker = chats.ChatMaker(TOPICS, 9)
     made = {heldout.normal(maker.question(fact)) for fact in maker.facts for _ in range(250)}
     assert not held_out & made
+
+
+def test_no_held_out_question_shares_three_quarters_of_its_words_with_a_wording() -> None:
+    known: dict[str, set[frozenset[str]]] = {}
+    for topic in TOPICS.values():
+        for fact in topic.facts.values():
+            for pattern in fact.questions + fact.actions:
+                for spelled in wording.spellings(pattern):
+                    words = heldout.content(spelled)
+                    for word in words:
+                        known.setdefault(word, set()).add(words)
+    for case in [*heldout.questions(), *heldout.cases("roundabout")]:
+        words = heldout.content(case.turns[0])
+        like = {other for word in words for other in known.get(word, ())}
+        assert max((len(words & other) / len(words | other) for other in like), default=0) < SHARED_WORDS, case
 
 
 def test_held_out_off_topic_prompts_are_not_in_the_lists() -> None:
@@ -64,18 +101,19 @@ def test_held_out_off_topic_prompts_are_not_in_the_lists() -> None:
 
 
 def test_the_held_out_set_is_as_large_as_the_figures_need() -> None:
-    assert len(heldout.cases("questions")) >= 150
+    assert len(heldout.questions()) >= 150
     assert len(heldout.prompts("offtopic")) >= 60
     assert len(heldout.cases("followups")) >= 40
 
 
 def test_every_held_out_fact_is_in_some_answer_of_the_corpus() -> None:
     answers = [fact.answer for topic in TOPICS.values() for fact in topic.facts.values()]
-    answers += [answer.replace("{n}", str(n)) for answer in answers for n in range(2, 13)]
-    for case in [*heldout.cases("questions"), *heldout.cases("followups"), *heldout.cases("dev")]:
+    answers += [answer.replace("{n}", str(n)) for answer in answers for n in range(2, 14)]
+    names = ("plain", "casual", "roundabout", "followups", "dev", "dev-followups")
+    for case in [case for name in names for case in heldout.cases(name)]:
         assert any(case.passes(answer) for answer in answers), case
 
 
 def test_a_refusal_passes_for_no_question() -> None:
-    cases = [*heldout.cases("questions"), *heldout.cases("followups")]
+    cases = [*heldout.questions(), *heldout.cases("followups")]
     assert not any(case.passes(text) for case in cases for text in (chats.REFUSAL, chats.REFUSAL_LANGUAGE))
