@@ -111,7 +111,9 @@ def test_a_log_never_follows_a_link(zygote: Zygote, tiny_model: Path, tmp_path: 
     precious.write_text("mine")
     (tmp_path / "link").symlink_to(precious)
     zygote.spawn("n1", tiny_model, log_path=str(tmp_path / "link"))
-    assert [zygote.hear()["event"] for _ in range(3)] == ["started", "failed", "exited"]
+    # The node's own word and the zygote's race; that the node is gone comes last.
+    assert sorted(zygote.hear()["event"] for _ in range(2)) == ["failed", "started"]
+    assert zygote.hear()["event"] == "exited"
     assert precious.read_text() == "mine"
 
 
