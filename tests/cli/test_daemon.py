@@ -191,8 +191,8 @@ def test_two_homes_cannot_share_a_runtime_directory(tmp_path: Path) -> None:
             LLAMBO_HOME=str(tmp_path / "other"),
             LLAMBO_RUNTIME_DIR=str(paths.runtime_dir()),
         )
-        assert (done.returncode, done.stdout.count("\n")) == (0, 4)
-        assert "runs already" in done.stdout
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"is used by the home {paths.home()}" in done.stderr
         assert ctl("health") == "ready\n"
 
 
