@@ -83,7 +83,7 @@ async def _stream(client: AsyncClient, ctl: AsyncFile, path: str, tokens: int) -
     started = time.perf_counter()
     first = 0.0
     async with client.open(f"{path}/stream") as stream:
-        async for _ in stream:
+        async for _ in stream.follow():
             first = first or time.perf_counter() - started
     took = time.perf_counter() - started
     status = (await client.read_file(f"{path}/status")).decode()

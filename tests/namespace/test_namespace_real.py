@@ -77,7 +77,7 @@ async def test_a_session_has_the_conversation_that_the_door_has(cluster: Cluster
         await ctl.write(GREEDY)
         await client.write_file(f"{path}/prompt", f"{QUESTION}\n")
         async with client.open(f"{path}/stream") as stream:
-            pieces = [piece async for piece in stream]
+            pieces = [piece async for piece in stream.follow()]
         assert b"".join(pieces).decode() == first
         await client.write_file(f"{path}/prompt", "Say it again.")
         await ctl.write("send")

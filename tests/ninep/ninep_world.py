@@ -89,6 +89,7 @@ class World:
             ControlFile("ctl", self._command, lambda: "say TEXT\nwait\n"),
             StreamFile("events", self.events.open),
             StreamFile("count", self._count),
+            StreamFile("cut", self._cut),
             GateFile("gate", self),
             GateFile("slow", self, waits_at_open=True),
             CloneFile("clone", self._make, self._hang_up),
@@ -129,6 +130,13 @@ class World:
                     yield word
             finally:
                 self.log.append("stream closed")
+
+        return pieces()
+
+    async def _cut(self) -> typing.Any:
+        async def pieces() -> AsyncIterator[str]:
+            yield "one "
+            raise BadRequest("no more of it")
 
         return pieces()
 

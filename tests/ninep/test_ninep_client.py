@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,33 @@ async def test_no_fid_is_left_behind(world: World, tmp_path: Path) -> None:
 async def test_an_open_file_is_read_in_pieces_and_kept_by_the_context(world: World, address: str) -> None:
     async with await AsyncClient.connect(address) as client:
         async with client.open("count") as file:
-            assert [piece async for piece in file] == [b"one ", b"two ", "dr€i".encode()]
+            assert [piece async for piece in file.follow()] == [b"one ", b"two ", "dr€i".encode()]
         async with client.open("clone", "rw") as session:
             assert await session.read() == b"0\n"
             assert [entry.name for entry in await client.ls("sessions")] == ["0"]
             await session.write("hi")
         assert world.log == ["stream closed", "2:hi", "session closed"]
         assert await client.ls("sessions") == []
+
+
+async def test_who_stops_following_a_stream_leaves_no_read_behind(world: World, tmp_path: Path) -> None:
+    async with serving(world, tmp_path) as (server, address), await AsyncClient.connect(address) as client:
+        (connection,) = server._house.connections
+        for ahead in (1, 2, 8):
+            async with client.open("count") as file, aclosing(file.follow(ahead)) as pieces:
+                assert await anext(pieces) == b"one "
+        await client.stat("/")
+        await client.request(lambda tag: m.Tstat(tag, client.root))  # after every clunk
+        assert (connection._session.fid_count, client.session.pending_count) == (1, 0)
+
+
+async def test_following_a_stream_ends_with_the_servers_error(world: World, address: str) -> None:
+    async with await AsyncClient.connect(address) as client, client.open("cut") as file:
+        pieces = file.follow()
+        assert await anext(pieces) == b"one "
+        with pytest.raises(BadRequest, match="no more of it"):
+            await anext(pieces)
+        assert await client.read_file("status") == b"state ready\n"
 
 
 async def test_calls_of_one_client_do_not_wait_for_each_other(world: World, address: str) -> None:

@@ -110,6 +110,11 @@ def read(file: OpenFile, count: int | None, offset: int | None) -> Call[bytes]:
     return answer.data
 
 
+def one_read(file: OpenFile) -> Build:
+    """A read at the present offset of as much as a message holds."""
+    return lambda tag: m.Tread(tag, file.fid, file.offset, file.piece_bytes)
+
+
 def read_all(file: OpenFile) -> Call[bytes]:
     """Everything from here to the end of the file."""
     pieces = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import TypeVar, cast
 
@@ -43,14 +44,35 @@ class AsyncFile:
         """Everything from here to the end."""
         return await self._client.run(calls.read_all(self._file))
 
+    async def follow(self, ahead: int = 8) -> AsyncIterator[bytes]:
+        """The pieces of a stream as they come, to its end, with up to `ahead` reads under way.
+
+        For files that give the next piece whatever the offset: a read that waits on the server already saves a turn for
+        each piece. Leaving before the end flushes the reads.
+        """
+        link, file = self._client.link, self._file
+        reads: deque[tuple[TMessage, asyncio.Future[RMessage]]] = deque()
+        is_whole = False
+        try:
+            while True:
+                if len(reads) <= ahead // 2:  # several at once are one write to the socket
+                    reads.extend(link.begin(calls.one_read(file)) for _ in range(ahead - len(reads)))
+                answer = await reads[0][1]
+                reads.popleft()
+                assert isinstance(answer, m.Rread)
+                if not answer.data:
+                    is_whole = True
+                    return
+                yield answer.data
+        finally:
+            for message, waiter in reads:
+                waiter.cancel()
+                if not is_whole:  # else their ends are on the way
+                    link.abandon(message, waiter)
+
     async def write(self, data: bytes | str) -> int:
         """Writes all of `data` where the last read or write ended; one message where it fits into one."""
         return await self._client.run(calls.write(self._file, to_bytes(data)))
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The pieces of the file as they come, to its end."""
-        while piece := await self.read():
-            yield piece
 
 
 class AsyncClient:
@@ -61,7 +83,7 @@ class AsyncClient:
     """
 
     def __init__(self, link: _Link) -> None:
-        self._link = link
+        self.link = link
         self._root = m.NOFID
 
     @classmethod
@@ -90,7 +112,7 @@ class AsyncClient:
     @property
     def session(self) -> ClientSession:
         """The protocol's state: msize, and fids for calls of one's own."""
-        return self._link.session
+        return self.link.session
 
     @property
     def root(self) -> int:
@@ -99,11 +121,11 @@ class AsyncClient:
 
     async def request(self, build: Build) -> RMessage:
         """Sends one request and waits for its answer, which is no Rerror; `build` makes it of its tag."""
-        return await self._link.request(build)
+        return await self.link.request(build)
 
     async def run(self, call: Call[T]) -> T:
         """Runs one of `calls`."""
-        request = self._link.request
+        request = self.link.request
         try:
             build = next(call)
             while True:
@@ -116,7 +138,7 @@ class AsyncClient:
         except StopIteration as stop:
             return cast(T, stop.value)
         finally:
-            self._link.send_soon()
+            self.link.send_soon()
 
     @contextlib.asynccontextmanager
     async def open(self, path: str, mode: str | int = "r") -> AsyncIterator[AsyncFile]:
@@ -125,7 +147,7 @@ class AsyncClient:
         try:
             yield AsyncFile(self, file)
         except BaseException:
-            self._link.discard(file.fid)
+            self.link.discard(file.fid)
             raise
         await self.run(calls.clunk(file))
 
@@ -152,7 +174,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Hangs up; calls under way end with `Unreachable`."""
-        await self._link.close()
+        await self.link.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -202,19 +224,23 @@ class _Link(asyncio.BufferedProtocol):
         self.send_soon()
 
     async def request(self, build: Build) -> RMessage:
+        message, waiter = self.begin(build)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            self.abandon(message, waiter)
+            raise
+
+    def begin(self, build: Build) -> tuple[TMessage, asyncio.Future[RMessage]]:
         if self._fault is not None:
             raise type(self._fault)(self._fault.message)
         message = self.session.start(build)
         waiter: asyncio.Future[RMessage] = self._loop.create_future()
         self._waiters[message.tag] = message, waiter
         self.send_soon()
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            self._abandon(message, waiter)
-            raise
+        return message, waiter
 
-    def _abandon(self, message: TMessage, waiter: asyncio.Future[RMessage]) -> None:
+    def abandon(self, message: TMessage, waiter: asyncio.Future[RMessage]) -> None:
         if waiter.cancelled():
             if self._waiters.get(message.tag, (None, None))[1] is waiter:
                 del self._waiters[message.tag]
