@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,16 @@ def failover(report: Report) -> None:
     asyncio.run(_failovers(report))
 
 
-SESSIONS, TURNS, AT_ONCE = 20, 8, 4
+SESSIONS, TURNS, AT_ONCE = 20, 8, 2
+WORDS = ("node", "slot", "cache", "token", "queue", "model")
+
+
+@dataclass
+class _Chat:
+    """A conversation so far, and where its next words come from."""
+
+    words: random.Random
+    messages: tuple[Message, ...] = ()
 
 
 async def _chats(strategy: str, nodes: int, slots: int) -> tuple[float, float]:
@@ -192,26 +202,28 @@ async def _chats(strategy: str, nodes: int, slots: int) -> tuple[float, float]:
     types = {"chat": {"ctx": 2048, "slots": slots, "threads": 1, "memory": "16GiB"}}
     async with _cluster(cluster={"node_types": types}, load_balancer={"strategy": strategy}) as cluster:
         await cluster.spawn(nodes, node_type="chat", model=str(model("small")))
-        turns = asyncio.Semaphore(AT_ONCE)
         first_ms: list[float] = []
         prompt = cached = 0
+        order = random.Random(SESSIONS)
+        chats = [_Chat(random.Random(number)) for number in range(SESSIONS)]
 
-        async def chat(number: int) -> None:
+        async def ask() -> None:
+            """Takes up one chat after the other, in no order: people think for different times."""
             nonlocal prompt, cached
-            words = random.Random(number)
-            messages: tuple[Message, ...] = ()
-            for _ in range(TURNS):
-                text = " ".join(words.choice(("node", "slot", "cache", "token", "queue", "model")) for _ in range(40))
-                messages = (*messages, Message("user", text))
-                async with turns:
-                    request = GenerateRequest(messages=messages, sampling=Sampling(max_tokens=8, temperature=0))
-                    answer, done = await _answer(cluster, request)
-                messages = (*messages, Message("assistant", answer))
+            while chats:
+                chat = chats.pop(order.randrange(len(chats)))
+                text = " ".join(chat.words.choice(WORDS) for _ in range(40))
+                chat.messages = (*chat.messages, Message("user", text))
+                request = GenerateRequest(messages=chat.messages, sampling=Sampling(max_tokens=8, temperature=0))
+                answer, done = await _answer(cluster, request)
                 first_ms.append(done.ttft_ms)
                 prompt += done.prompt_tokens
                 cached += done.cached_tokens
+                chat.messages = (*chat.messages, Message("assistant", answer))
+                if len(chat.messages) < 2 * TURNS:
+                    chats.append(chat)
 
-        await asyncio.gather(*(chat(number) for number in range(SESSIONS)))
+        await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
         return cached / prompt, statistics.median(first_ms)
 
 

@@ -80,10 +80,12 @@ class Engine:
     def _choose(self, request: Request) -> int:
         best, most, longest_idle = -1, SIMILAR * request.prompt, -1
         oldest = float("inf")
+        chat, system = request.chat.id, request.chat.system
         for index, slot in enumerate(self.slots):
             if slot.request is not None:
                 continue
-            if (shared := slot.held.shared(request)) >= most:
+            held = slot.held
+            if (held.chat == chat or held.system == system) and (shared := held.shared(request)) >= most:
                 best, most = index, shared
             if slot.used < oldest:
                 longest_idle, oldest = index, slot.used

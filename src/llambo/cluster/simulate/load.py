@@ -21,6 +21,7 @@ MEAN_QUESTION, MIN_QUESTION, MAX_QUESTION = 60, 5, 300
 MIN_SYSTEM, MAX_SYSTEM = 64, 512
 _ODD = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
+_STEPS = tuple((at + 1) * 0xBF58476D1CE4E5B9 for at in range(len(CUTS)))
 
 
 @dataclass(slots=True, eq=False)
@@ -40,12 +41,12 @@ class Chat:
         """The hashes of its first `tokens` tokens."""
         count = bisect_right(CUTS, tokens * CHARS_PER_TOKEN)
         if count > len(self.hashes):
-            shared = self.system_tokens * CHARS_PER_TOKEN
-            self.hashes += tuple(
-                [
-                    hash_of(-1 - self.system if CUTS[at] <= shared else self.id, at)
-                    for at in range(len(self.hashes), count)
-                ]
+            known = len(self.hashes)
+            own = min(max(bisect_right(CUTS, self.system_tokens * CHARS_PER_TOKEN), known), count)
+            system, chat = (-1 - self.system) * _ODD, self.id * _ODD
+            self.hashes += (
+                *[(system ^ step) & _MASK for step in _STEPS[known:own]],
+                *[(chat ^ step) & _MASK for step in _STEPS[own:count]],
             )
         return self.hashes if count == len(self.hashes) else self.hashes[:count]
 
@@ -117,10 +118,6 @@ class Load:
         )
 
 
-def hash_of(owner: int, at: int) -> int:
-    """The hash of the `at`-th beginning of what belongs to `owner`."""
-    return (owner * _ODD ^ (at + 1) * 0xBF58476D1CE4E5B9) & _MASK
-
-
 def _length(chance: Random, mean: int, low: int, high: int) -> int:
-    return min(max(int(chance.expovariate(1.0 / mean)), low), high)
+    length = int(chance.expovariate(1.0 / mean))
+    return low if length < low else min(length, high)

@@ -98,7 +98,7 @@ class Simulation:
         return self._outcome()
 
     def _play(self) -> None:
-        plans, orchestrator = self._plans, self.orchestrator
+        plans, orchestrator, load = self._plans, self.orchestrator, self._load
         stop_at = float("inf")
         while plans:
             wake_at = orchestrator.wake_at
@@ -108,7 +108,7 @@ class Simulation:
                 continue
             self.now, _, act, arguments = heappop(plans)
             act(*arguments)
-            if self._load.is_spent:
+            if load.is_spent:
                 if not self._open:
                     return
                 stop_at = min(stop_at, self.now + GIVE_UP_S)
