@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from bridge_fakes import PATIENCE_S, Running, bridge_in_thread, bridge_of_another_user, deaf_bridge
 
-from llambo.bridge import dial
 from llambo.bridge.client import Bridge
 from llambo.bridge.client_calls import Token
 from llambo.bridge.client_connection import ClientConnection
 from llambo.bridge.settings import BridgeSettings
+from llambo.core import address
 from llambo.core.errors import (
     BadConfig,
     BadModel,
@@ -335,7 +335,7 @@ def test_the_configuration_is_not_read_where_the_environment_says_it() -> None:
 def test_a_path_may_be_as_long_as_the_system_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for platform, limit in (("linux", 107), ("darwin", 103), ("freebsd14", 103)):
         monkeypatch.setattr(sys, "platform", platform)
-        assert runpy.run_path(str(dial.__file__))["MAX_PATH_BYTES"] == limit
+        assert runpy.run_path(str(address.__file__))["MAX_PATH_BYTES"] == limit
 
 
 def test_a_bridge_that_is_full_says_so(path: Path) -> None:

@@ -303,9 +303,15 @@ def test_addresses_are_as_plan_9_writes_them(text: str, shown: str) -> None:
     assert str(parse_address(text)) == shown
 
 
-@pytest.mark.parametrize("text", ["", "tcp!", "tcp!h!x", "tcp!h!65536", "unix!", "udp!h!1", "host:5640", "unix!/a\0b"])
+@pytest.mark.parametrize("text", ["", "tcp!", "tcp!h!x", "tcp!h!65536", "tcp!h!1!2", "udp!h!1", "host:5640"])
 def test_what_is_no_address_says_what_would_be_one(text: str) -> None:
-    with pytest.raises(BadConfig, match="write unix!PATH or tcp!HOST!PORT"):
+    with pytest.raises(BadConfig, match="write .*tcp!HOST!PORT, such as tcp!"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize("text", ["unix!", "unix!/a\0b", "/" + "x" * 200, "/\ud800"])
+def test_a_path_that_no_socket_can_have_is_refused(text: str) -> None:
+    with pytest.raises(BadConfig, match="socket"):
         parse_address(text)
 
 

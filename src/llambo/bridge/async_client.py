@@ -14,7 +14,8 @@ from llambo.bridge import client_calls as calls
 from llambo.bridge.async_link import AsyncLink
 from llambo.bridge.binary import AnswerFrame
 from llambo.bridge.client_calls import ChatOptions, Completion, InferOptions, LoadModelOptions, Token
-from llambo.bridge.dial import Address, default_socket_path, parse_dial
+from llambo.bridge.dial import default_socket_path, parse_dial
+from llambo.core.address import Address
 
 
 class _Connecting:

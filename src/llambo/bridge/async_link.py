@@ -13,8 +13,8 @@ from typing import Any, cast
 from llambo.bridge.binary import AnswerFrame
 from llambo.bridge.blocking_link import timed_out, unreachable
 from llambo.bridge.client_connection import ClientConnection
-from llambo.bridge.dial import Address, TcpAddress, UnixAddress
 from llambo.bridge.peer import check_peer
+from llambo.core.address import Address, TcpAddress, UnixAddress
 from llambo.core.errors import LlamboError, Overloaded, Unreachable, from_code
 
 MAX_WAITING_ANSWERS = 65536  # of one request; beyond it that request, and no other, is ended

@@ -18,8 +18,8 @@ from typing import Any
 from llambo.bridge.binary import AnswerFrame
 from llambo.bridge.client_calls import CONNECT_TIMEOUT_S
 from llambo.bridge.client_connection import ClientConnection
-from llambo.bridge.dial import Address, TcpAddress, UnixAddress
 from llambo.bridge.peer import check_peer
+from llambo.core.address import Address, TcpAddress, UnixAddress
 from llambo.core.errors import LlamboError, Refused, TimedOut, Unreachable, from_code
 
 _RECEIVE_BYTES = 65536

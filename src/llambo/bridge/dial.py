@@ -1,41 +1,10 @@
-"""Where a bridge listens, written as Plan 9 does: `tcp!HOST!PORT`, `unix!PATH`, or the path of a Unix socket alone."""
+"""Which bridge is meant: a dial string, the path of a Unix socket alone, or the default one."""
 
 from __future__ import annotations
 
 import os
-import sys
-from dataclasses import dataclass
 
-from llambo.core.errors import BadConfig
-
-# sun_path with its terminating NUL has 108 bytes on Linux (unix(7)), 104 elsewhere
-MAX_PATH_BYTES = 107 if sys.platform == "linux" else 103
-
-
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
-    """A Unix socket."""
-
-    path: str
-
-    def __str__(self) -> str:
-        """As it is dialled."""
-        return f"unix!{self.path}"
-
-
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    """A TCP port; host "*" is every interface, port 0 a free port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        """As it is dialled."""
-        return f"tcp!{self.host}!{self.port}"
-
-
-Address = UnixAddress | TcpAddress
+from llambo.core.address import Address, parse_address, unix_address
 
 
 def default_socket_path() -> str:
@@ -52,26 +21,8 @@ def default_socket_path() -> str:
 
 
 def parse_dial(dial: str) -> Address:
-    """The address in a dial string.
+    """The address in a dial string; what is no `tcp!HOST!PORT` is the path of a socket.
 
     Raises: `BadConfig` for a port that is none, or a path that no socket can have.
     """
-    if dial.startswith("tcp!"):
-        host, _, port = dial.removeprefix("tcp!").rpartition("!")
-        if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-            raise BadConfig(f"{dial!r} is no address: write tcp!HOST!PORT, such as tcp!127.0.0.1!5642")
-        try:
-            host.encode("idna")  # as every resolver does
-        except UnicodeError:
-            raise BadConfig(f"{dial!r} is no address: {host!r} is no name of a host") from None
-        return TcpAddress(host, int(port))
-    path = dial.removeprefix("unix!")
-    try:
-        size = len(os.fsencode(path))
-    except UnicodeEncodeError:
-        raise BadConfig(f"{dial!r} is no path of a socket: it is not valid Unicode text") from None
-    if not path or "\0" in path:
-        raise BadConfig(f"{dial!r} is no path of a socket")
-    if size > MAX_PATH_BYTES:
-        raise BadConfig(f"the socket path {path} has {size} bytes: a Unix socket can have {MAX_PATH_BYTES}")
-    return UnixAddress(path)
+    return parse_address(dial) if dial.startswith("tcp!") else unix_address(dial.removeprefix("unix!"))

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llambo.bridge.dial import parse_dial
 from llambo.core import paths
+from llambo.core.address import unix_address
 from llambo.core.errors import BadConfig, LlamboError, NameInUse, Refused
 
 _LOCK_TIMEOUT_S = 2.0
@@ -46,7 +46,7 @@ def bind_unix(path: Path, backlog: int) -> BoundSocket:
     Raises: `NameInUse` for a live socket and for what is no socket, `BadConfig` for a path that cannot be one,
     `Refused` where the directory does not allow it.
     """
-    parse_dial(f"unix!{path}")
+    unix_address(str(path))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _explained(path), _only_starter():

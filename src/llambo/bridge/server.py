@@ -10,7 +10,7 @@ import ipaddress
 import logging
 from pathlib import Path
 
-from llambo.bridge.dial import TcpAddress, UnixAddress, parse_dial
+from llambo.bridge.dial import parse_dial
 from llambo.bridge.hangup import HangupWatch
 from llambo.bridge.listen import BoundSocket, bind_unix
 from llambo.bridge.requests import Cause
@@ -18,6 +18,7 @@ from llambo.bridge.service import Service
 from llambo.bridge.session import House, Session
 from llambo.bridge.settings import BridgeSettings
 from llambo.cluster.door import Door
+from llambo.core.address import TcpAddress, UnixAddress
 from llambo.core.errors import BadConfig, LlamboError, NameInUse, Refused
 from llambo.core.tokens import TokenStore
 

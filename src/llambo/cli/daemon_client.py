@@ -116,7 +116,7 @@ def _command_drawn(line: str, title: str) -> list[str]:
 
 async def _follow(events: AsyncFile, progress: _Progress) -> None:
     """Tells of the progress that is among the events."""
-    async for piece in events:
+    async for piece in events.follow():
         for line in piece.decode().splitlines():
             if " progress " in line:
                 fields = dict(word.partition("=")[::2] for word in line.split() if "=" in word)

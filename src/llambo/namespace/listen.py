@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import logging
 
+from llambo.core.address import TcpAddress
 from llambo.core.errors import BadConfig, Refused
 from llambo.core.tokens import TokenStore
-from llambo.ninep.address import TcpAddress, parse_address
+from llambo.ninep.address import parse_address
 from llambo.ninep.server import FileServer
 
 _log = logging.getLogger("llambo.namespace")

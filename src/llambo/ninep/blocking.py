@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar, cast
 
+from llambo.core.address import TcpAddress, UnixAddress
 from llambo.core.errors import TimedOut, Unreachable
 from llambo.ninep import calls
 from llambo.ninep import messages as m
-from llambo.ninep.address import TcpAddress, UnixAddress, parse_address
+from llambo.ninep.address import parse_address
 from llambo.ninep.calls import Call, OpenFile
 from llambo.ninep.client import to_bytes, user_name
 from llambo.ninep.client_session import Build, ClientSession

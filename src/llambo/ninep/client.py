@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import TypeVar, cast
 
+from llambo.core.address import TcpAddress, UnixAddress
 from llambo.core.errors import LlamboError, TimedOut, Unreachable
 from llambo.ninep import calls
 from llambo.ninep import messages as m
-from llambo.ninep.address import TcpAddress, UnixAddress, parse_address
+from llambo.ninep.address import parse_address
 from llambo.ninep.calls import Call, OpenFile
 from llambo.ninep.client_session import Build, ClientSession
 from llambo.ninep.errors import Malformed, error_from_text

@@ -11,8 +11,9 @@ import os
 import socket
 from dataclasses import dataclass, field
 
+from llambo.core.address import TcpAddress, UnixAddress
 from llambo.core.errors import BadConfig, LlamboError, NameInUse, Refused
-from llambo.ninep.address import TcpAddress, UnixAddress, parse_address
+from llambo.ninep.address import parse_address
 from llambo.ninep.connection import Connection, House
 from llambo.ninep.requests import Limits
 from llambo.ninep.tree import AttachCallback
