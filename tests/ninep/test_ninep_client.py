@@ -305,7 +305,7 @@ def test_addresses_are_as_plan_9_writes_them(text: str, shown: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "tcp!", "tcp!h!x", "tcp!h!65536", "tcp!h!1!2", "udp!h!1", "host:5640"])
 def test_what_is_no_address_says_what_would_be_one(text: str) -> None:
-    with pytest.raises(BadConfig, match="write .*tcp!HOST!PORT, such as tcp!"):
+    with pytest.raises(BadConfig, match=r"write .*tcp!HOST!PORT, such as tcp!"):
         parse_address(text)
 
 
