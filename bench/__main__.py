@@ -14,10 +14,20 @@ from pathlib import Path
 import psutil
 import xllamacpp
 
-from bench import bridge, cluster, namespace, ninep, routing, start
+from bench import bridge, chat, cluster, engine, gateway, namespace, ninep, routing, start
 from bench.harness import Report
 
-PARTS = {**start.PARTS, **bridge.PARTS, **cluster.PARTS, **routing.PARTS, **ninep.PARTS, **namespace.PARTS}
+PARTS = {
+    **start.PARTS,
+    **bridge.PARTS,
+    **cluster.PARTS,
+    **routing.PARTS,
+    **ninep.PARTS,
+    **namespace.PARTS,
+    **gateway.PARTS,
+    **chat.PARTS,
+    **engine.PARTS,
+}
 
 
 def _machine() -> str:

@@ -25,6 +25,7 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("LLAMBO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("LLAMBO_BRIDGE_SOCKET", str(tmp_path / "bridge.sock"))
+    monkeypatch.setenv("LLAMBO_GATEWAY_LISTEN", "127.0.0.1:0")  # daemons of tests that run beside each other
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
 
 

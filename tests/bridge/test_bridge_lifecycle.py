@@ -18,10 +18,10 @@ import pytest
 from bridge_fakes import PATIENCE_S, FakeDoor, Running, running_bridge
 
 from llambo.bridge import listen
-from llambo.bridge.listen import BoundSocket, bind_unix
 from llambo.bridge.server import BridgeServer
 from llambo.core import paths
 from llambo.core.errors import BadConfig, LlamboError, NameInUse, Refused
+from llambo.core.unix_socket import BoundSocket, bind_unix
 
 
 async def start(path: Path) -> None:

@@ -12,7 +12,12 @@ from llambo.core.errors import LlamboError, NameInUse, Refused
 
 def announce(tmp_path: Path) -> object:
     return running.announced(
-        "/tmp/b.sock", log=tmp_path / "log", drain_timeout_s=1.0, name=running.DAEMON, styx="unix!x"
+        "/tmp/b.sock",
+        log=tmp_path / "log",
+        drain_timeout_s=1.0,
+        name=running.DAEMON,
+        styx="unix!x",
+        http=("http://h:1",),
     )
 
 
@@ -20,7 +25,7 @@ def test_what_runs_is_found_by_its_home_and_gone_with_it(tmp_path: Path) -> None
     with announce(tmp_path):
         found = running.find(running.DAEMON)
         assert found is not None
-        assert (found.styx, found.socket) == ("unix!x", "/tmp/b.sock")
+        assert (found.styx, found.socket, found.http) == ("unix!x", "/tmp/b.sock", ("http://h:1",))
     assert running.find(running.DAEMON) is None
 
 

@@ -134,6 +134,58 @@ def test_node_types_can_come_from_the_environment(write: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
+    ("written", "listen"),
+    [
+        ("127.0.0.1:5641", "127.0.0.1:5641"),
+        ("'[::1]:0, unix!/run/x.sock'", "[::1]:0,unix!/run/x.sock"),
+        ("unix:/run/x.sock", "unix:/run/x.sock"),
+        ("'*:80'", "*:80"),
+        ("''", ""),
+        ("off", ""),
+    ],
+)
+def test_the_gateway_listens_on_ports_and_sockets_or_not_at_all(
+    write: Path, monkeypatch: pytest.MonkeyPatch, written: str, listen: str
+) -> None:
+    monkeypatch.delenv("LLAMBO_GATEWAY_LISTEN")
+    write.write_text(f"gateway:\n  listen: {written}\n")
+    assert config.load(write).settings.gateway.listen == listen
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("listen: somewhere", ":2: gateway.listen = 'somewhere': 'somewhere' is no address: expected HOST:PORT such"),
+        ("listen: '::1:80'", ":2: gateway.listen = '::1:80': '::1:80' is no address: expected HOST:PORT such"),
+        ("listen: 127.0.0.1:99999", ":2: gateway.listen = '127.0.0.1:99999': '99999' is no port: expected HOST:PORT"),
+        ("listen: 'http://h:80'", ":2: gateway.listen = 'http://h:80': 'http://h:80' is no address"),
+        ("listen: 'unix!'", ":2: gateway.listen = 'unix!': 'unix!' names no socket: expected HOST:PORT"),
+        ("listen: '127.0.0.1:1,'", ":2: gateway.listen = '127.0.0.1:1,': '' is no address"),
+        ("listen: 5641", ":2: gateway.listen = 5641: expected HOST:PORT such as 127.0.0.1:5641"),
+        ("max_body: much", ":2: gateway.max_body = 'much': expected a size such as 512MiB"),
+        ("max_body: 0", ":2: gateway.max_body = 0: input should be greater than or equal to 1024"),
+        ("header_timeout: 0", ":2: gateway.header_timeout = 0: input should be greater than 0"),
+        ("cors_origins: chat.example", ":2: gateway.cors_origins = 'chat.example': expected origins such as https://"),
+        ("cors_origins: 'https://a.b,*'", ":2: gateway.cors_origins = 'https://a.b,*': expected origins such as"),
+        ("cors_origins: 'https://a.b/c'", ":2: gateway.cors_origins = 'https://a.b/c': expected origins such as"),
+        ("requests_per_minute: -1", ":2: gateway.requests_per_minute = -1: input should be greater than or equal to 0"),
+        ("max_connections: 0", ":2: gateway.max_connections = 0: input should be greater than or equal to 1"),
+        ("require_token: perhaps", ":2: gateway.require_token = 'perhaps': input should be a valid boolean"),
+        ("tls_key: k.pem", ":2: gateway.tls_key = 'k.pem': gateway.tls_certificate and gateway.tls_key go together"),
+        ("tls_certificate: c.pem", ":2: gateway.tls_key = '': gateway.tls_certificate and gateway.tls_key go together"),
+    ],
+)
+def test_what_is_wrong_with_the_gateway_is_told_with_what_was_expected(
+    write: Path, monkeypatch: pytest.MonkeyPatch, text: str, complaint: str
+) -> None:
+    monkeypatch.delenv("LLAMBO_GATEWAY_LISTEN")
+    write.write_text(f"gateway:\n  {text}\n")
+    with pytest.raises(BadConfig) as caught:
+        config.load(write)
+    assert f"{write}{complaint}" in caught.value.message
+
+
+@pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("min_nodes: 5\n  max_nodes: 4", ":3: orchestrator.max_nodes = 4: must be at least orchestrator.min_nodes"),
@@ -174,6 +226,7 @@ def test_a_missing_file_is_an_error_only_when_it_was_named(tmp_path: Path, monke
 
 def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMBO_BRIDGE_SOCKET", "")
+    monkeypatch.setenv("LLAMBO_GATEWAY_LISTEN", "")
     monkeypatch.setenv("LLAMBO_MODELS_CTX", "")
     assert config.load().settings == config.Settings()
 
@@ -196,6 +249,7 @@ def test_the_commented_example_in_the_repository_shows_every_key_at_its_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("LLAMBO_BRIDGE_SOCKET")
+    monkeypatch.delenv("LLAMBO_GATEWAY_LISTEN")
     example = config.load(REPOSITORY / "cluster-config.yaml")
     assert example.settings == config.Settings()
     assert "default" not in example.sources.values()

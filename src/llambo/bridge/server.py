@@ -12,7 +12,6 @@ from pathlib import Path
 
 from llambo.bridge.dial import parse_dial
 from llambo.bridge.hangup import HangupWatch
-from llambo.bridge.listen import BoundSocket, bind_unix
 from llambo.bridge.requests import Cause
 from llambo.bridge.service import Service
 from llambo.bridge.session import House, Session
@@ -21,6 +20,7 @@ from llambo.cluster.door import Door
 from llambo.core.address import TcpAddress, UnixAddress
 from llambo.core.errors import BadConfig, LlamboError, NameInUse, Refused
 from llambo.core.tokens import TokenStore
+from llambo.core.unix_socket import BoundSocket, bind_unix
 
 _CANCEL_TIMEOUT_S = 5.0  # for cancelled requests to give their slots back
 _FLUSH_TIMEOUT_S = 2.0  # for clients to take their last lines, once everything else is over

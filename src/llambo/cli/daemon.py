@@ -1,4 +1,4 @@
-"""The daemon: one cluster for this home, with the namespace and the bridge protocol in front of it.
+"""The daemon: one cluster for this home, with the namespace, the bridge protocol and HTTP in front of it.
 
 Owns the order in which things come up and go away, and that there is only one. What the cluster does is its business.
 """
@@ -126,6 +126,7 @@ async def _serve(config: Config, log_path: Path, report: serving.Report, *, as_j
                 drain_timeout_s=settings.bridge.drain_timeout,
                 name=running.DAEMON,
                 styx=front.styx_addresses[0],
+                http=front.http_addresses,
             ):
                 problems = await _unless_stopped(_bring_up(cluster, settings, report), work)
                 if problems is None:
@@ -134,6 +135,7 @@ async def _serve(config: Config, log_path: Path, report: serving.Report, *, as_j
                 facts = {
                     "styx": front.styx_addresses,
                     "bridge": front.bridge_addresses,
+                    "http": front.http_addresses,
                     "log": str(log_path),
                     "pid": os.getpid(),
                     "nodes": cluster.cluster_status().nodes.total,
@@ -205,6 +207,7 @@ def describe(facts: dict[str, Any]) -> str:
     lines = [
         f"namespace  {', '.join(facts['styx'])}",
         f"bridge     {', '.join(facts['bridge'])}",
+        f"http       {', '.join(facts['http']) or 'off'}",
         f"log        {facts['log']}",
     ]
     return "\n".join(lines) + "\n"

@@ -81,7 +81,13 @@ def _launch(config: Path | None, launcher: str | None, *, as_json: bool) -> None
 def _tell_found(found: Any, *, as_json: bool) -> None:
     from llambo.cli import daemon
 
-    facts = {"pid": found.pid, "styx": [found.styx], "bridge": [f"unix!{found.socket}"], "log": found.log}
+    facts = {
+        "pid": found.pid,
+        "styx": [found.styx],
+        "bridge": [f"unix!{found.socket}"],
+        "http": found.http,
+        "log": found.log,
+    }
     if as_json:
         common.print_json({"started": False, **facts})
         return

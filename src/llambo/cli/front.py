@@ -1,4 +1,4 @@
-"""What a daemon serves: the namespace and the bridge protocol, started and stopped together.
+"""What a daemon serves: the namespace, the bridge protocol and HTTP, started and stopped together.
 
 Owns the order in which listeners come up and go away. What is said on them is theirs to know.
 """
@@ -8,20 +8,26 @@ from __future__ import annotations
 import asyncio
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llambo.bridge.listen import bind_unix
 from llambo.bridge.server import BridgeServer
 from llambo.cli import serving
+from llambo.cli.stored import StoredModels
 from llambo.cluster import checkpoint
 from llambo.cluster.api import Cluster
 from llambo.core import paths
 from llambo.core.config import Config
 from llambo.core.errors import NameInUse
 from llambo.core.tokens import TokenStore
+from llambo.core.unix_socket import bind_unix
 from llambo.namespace.listen import listen_tcp
 from llambo.namespace.render import Facts
 from llambo.namespace.server import Namespace
 from llambo.ninep.server import FileServer
+
+if TYPE_CHECKING:
+    from llambo.gateway.server import GatewayServer
+    from llambo.gateway.streams import Streams
 
 STYX_SOCKET = "styx.sock"
 BRIDGE_SOCKET = "bridge.sock"
@@ -37,6 +43,7 @@ class Front:
         self.styx_path = directory / STYX_SOCKET
         self.bridge_path = directory / BRIDGE_SOCKET
         self._drain_s = settings.bridge.drain_timeout
+        self._asked_to_stop = asyncio.Event()
         self._bridge = BridgeServer(
             cluster,
             self.bridge_path,
@@ -57,6 +64,30 @@ class Front:
             offline=settings.models.offline,
         )
         self._files = FileServer(self._namespace.attach)
+        self._models = StoredModels(paths.home())
+        self._streams: Streams | None = None
+        self._gateway = self._make_gateway(cluster) if settings.gateway.listen else None
+
+    def _make_gateway(self, cluster: Cluster) -> GatewayServer:
+        # FastAPI and what it needs: a daemon that speaks no HTTP goes without their memory.
+        from llambo.gateway.app import Gateway, make_app
+        from llambo.gateway.server import GatewayServer
+        from llambo.gateway.streams import Streams
+
+        def on_demand() -> list[str]:
+            return self._models.names(without={model.path for model in cluster.cluster_status().models})
+
+        settings = self._settings.gateway
+        self._streams = Streams(settings.resume_window, settings.resume_memory)
+        gateway = Gateway(
+            relays=cluster,
+            door=cluster,
+            control=cluster,
+            models=on_demand if self._settings.models.on_demand else list,
+            settings=settings,
+            streams=self._streams,
+        )
+        return GatewayServer(make_app(gateway), settings, self._tokens, self._streams.end)
 
     @property
     def bridge_addresses(self) -> tuple[str, ...]:
@@ -68,6 +99,11 @@ class Front:
         """Where the namespace is served, as dial strings; the Unix socket first."""
         return self._files.addresses
 
+    @property
+    def http_addresses(self) -> tuple[str, ...]:
+        """Where HTTP is spoken, as URLs and `unix!PATH`; none where it is switched off."""
+        return self._gateway.addresses if self._gateway else ()
+
     async def start(self) -> None:
         """Listens; returns once clients can connect.
 
@@ -78,30 +114,55 @@ class Front:
         if self._settings.styx.listen:
             await listen_tcp(self._files, self._settings.styx.listen, self._tokens)
         await self._bridge.start()
+        if self._gateway:
+            await self._gateway.start()
+            self._models.names()  # begins to look for them
 
     def request_stop(self) -> None:
         """Refuses what is new and makes `serve` return once what goes on has ended."""
+        self._asked_to_stop.set()
         self._namespace.request_stop()
         self._bridge.request_stop()
+        if self._gateway:
+            self._gateway.request_stop()
 
     async def serve(self) -> None:
         """Serves until `request_stop`, or QUIT on the bridge; answers in flight may go on for the drain timeout."""
-        await self._bridge.serve()
-        await self._namespace.finish(self._drain_s)
+        bridge = asyncio.create_task(self._bridge.serve())
+        asked = asyncio.create_task(self._asked_to_stop.wait())
+        try:
+            await asyncio.wait({bridge, asked}, return_when=asyncio.FIRST_COMPLETED)
+            self.request_stop()
+            await asyncio.gather(bridge, self._namespace.finish(self._drain_s), self._stop_http(self._drain_s))
+        finally:
+            bridge.cancel()
+            asked.cancel()
+            await asyncio.gather(bridge, asked, return_exceptions=True)
 
     async def stop(self, drain_timeout_s: float) -> None:
         """Stops, or hurries a stop that goes on."""
-        await asyncio.gather(self._bridge.stop(drain_timeout_s), self._namespace.finish(drain_timeout_s))
+        await asyncio.gather(
+            self._bridge.stop(drain_timeout_s),
+            self._namespace.finish(drain_timeout_s),
+            self._stop_http(drain_timeout_s),
+        )
 
     async def close(self) -> None:
         """Ends what is still there and leaves no socket."""
         await self.stop(0)
         await self._files.close()
         await self._namespace.close()
+        if self._streams:
+            self._streams.clear()
+        await self._models.close()
+
+    async def _stop_http(self, drain_timeout_s: float) -> None:
+        if self._gateway:
+            await self._gateway.stop(drain_timeout_s)
 
     def _facts(self) -> Facts:
         state = checkpoint.path_of(self._settings.state.path, paths.home())
-        return Facts(None, self.styx_addresses, str(state))
+        return Facts(next(iter(self.http_addresses), None), self.styx_addresses, str(state))
 
 
 def _bind(path: Path) -> socket.socket:

@@ -25,8 +25,9 @@ DAEMON = "daemon.json"
 class Running(msgspec.Struct, frozen=True):
     """A program: its process, when that was born (so that a reused process id is not taken for it), where it listens.
 
-    `socket` speaks the bridge protocol, `styx` (the daemon's alone) is the dial string of its namespace. `home` is
-    whose it is: a runtime directory can be named for two homes by mistake.
+    `socket` speaks the bridge protocol, `styx` and `http` (the daemon's alone) are the dial string of its
+    namespace and the addresses of its gateway. `home` is whose it is: a runtime directory can be named for two homes by
+    mistake.
     """
 
     pid: int
@@ -36,10 +37,19 @@ class Running(msgspec.Struct, frozen=True):
     drain_timeout_s: float
     styx: str = ""
     home: str = ""
+    http: tuple[str, ...] = ()
 
 
 @contextmanager
-def announced(socket: str, *, log: Path, drain_timeout_s: float, name: str = BRIDGE, styx: str = "") -> Iterator[None]:
+def announced(
+    socket: str,
+    *,
+    log: Path,
+    drain_timeout_s: float,
+    name: str = BRIDGE,
+    styx: str = "",
+    http: tuple[str, ...] = (),
+) -> Iterator[None]:
     """Writes this process down under `name` for the block.
 
     One that lives and is written down already stays: a second bridge on another socket is fine, the first is found.
@@ -50,7 +60,7 @@ def announced(socket: str, *, log: Path, drain_timeout_s: float, name: str = BRI
         yield
         return
     born = psutil.Process().create_time()
-    me = Running(os.getpid(), born, socket, str(log), drain_timeout_s, styx, str(paths.home()))
+    me = Running(os.getpid(), born, socket, str(log), drain_timeout_s, styx, str(paths.home()), http)
     path = paths.make_private_dir(paths.runtime_dir()) / name
     try:
         part = path.with_suffix(f".{me.pid}")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,12 +29,17 @@ from llambo.cluster.launch.base import Launcher, NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
 from llambo.cluster.loading import Loads
 from llambo.cluster.metrics import Metrics
+from llambo.cluster.node_metrics import node_metrics
 from llambo.cluster.operating import Attached, Operating
+from llambo.cluster.relay import RelayReply, RelayRequest
+from llambo.cluster.relay_counts import Counts
+from llambo.cluster.relaying import Relaying
 from llambo.cluster.runtime import Limits, Runtime
-from llambo.cluster.state import ATTACHED, LOCAL, Model, Node
-from llambo.cluster.world import Policy, World
+from llambo.cluster.state import ATTACHED, LOCAL, RERANK, Model, Node
+from llambo.cluster.upstream_llama import LlamaUpstream
+from llambo.cluster.world import Policy, World, serves
 from llambo.core import config, paths
-from llambo.core.errors import LlamboError, NoModel, NotFound
+from llambo.core.errors import BadRequest, LlamboError, NoModel, NotFound
 from llambo.core.types import Counters, Done, Event, GenerateRequest, LoadOptions, ModelInfo
 from llambo.engine.download import Progress
 
@@ -144,6 +149,36 @@ class Cluster:
                 cached_tokens=done.cached_tokens if done else 0,
             )
 
+    @asynccontextmanager
+    async def relay(self, request: RelayRequest) -> AsyncIterator[RelayReply]:
+        """See `Relays.relay`. Every request but one that only looks shows in the metrics, once."""
+        started = time.perf_counter()
+        outcome = "cancelled"
+        relaying: Relaying | None = None
+        try:
+            entry = await self._wanted(request.model)
+            name = entry.name
+            if request.kind == "rerank":
+                self._check_ranks(entry)
+            relaying = Relaying(self._runtime, request, name, self._meter.add)
+            async with relaying.running() as reply:
+                yield reply
+        except LlamboError:
+            outcome = "error"
+            raise
+        finally:
+            if request.kind != "look":
+                counts = relaying.counts if relaying is not None else Counts()
+                self._metrics.request_ended(
+                    request.interface,
+                    relaying.outcome if relaying is not None else outcome,
+                    time.perf_counter() - started,
+                    ttft_s=relaying.ttft_s if relaying is not None else None,
+                    tokens=counts.tokens,
+                    prompt_tokens=counts.prompt_tokens,
+                    cached_tokens=counts.cached_tokens,
+                )
+
     async def tokenize(self, text: str, *, model: str = "") -> list[int]:
         """See `Door.tokenize`."""
         return await answering.tokenize(self._runtime, text, (await self._wanted(model)).name)
@@ -245,6 +280,13 @@ class Cluster:
         """See `Control.metrics`."""
         return self._metrics.render()
 
+    async def node_metrics(self) -> str:
+        """See `Control.node_metrics`."""
+        places = (self._runtime.place_of(node.id) for node in list(self._world.nodes.values()) if serves(node))
+        return await node_metrics(
+            (place.node, place.handle) for place in places if place and isinstance(place.upstream, LlamaUpstream)
+        )
+
     def checkpoint(self) -> dict[str, Any]:
         """See `Control.checkpoint`."""
         return to_dict(self._keeper.checkpoint())
@@ -289,6 +331,15 @@ class Cluster:
         if name not in entries:
             raise NotFound(f"no model is called {name!r}; loaded are {', '.join(entries)}")
         return entries[name]
+
+    def _check_ranks(self, entry: Entry) -> None:
+        """Raises `BadRequest` for a model that cannot rank: llama.cpp would give numbers that mean nothing."""
+        if entry.file is None or entry.file.pooling_type == "rank":
+            return
+        if not any(RERANK in pool.kinds for pool in self._world.models[entry.name].pools):
+            raise BadRequest(
+                f"model {entry.name} cannot rank texts; that takes a reranker, a GGUF model whose pooling type is rank"
+            )
 
     def _model(self, name: str) -> Model:
         return self._world.models[name]

@@ -23,6 +23,7 @@ class NodeInfo:
 
     `state` is "starting", "ready", "busy", "draining", "suspect" or "dead", and `reason` says why it is one of the last
     two. `epoch` counts the processes that the node has been. `uss_bytes` is memory that no other process shares.
+    `backend` names the CPU backend that was built here and that it computes with, "" for the engine's own.
     """
 
     id: str
@@ -46,6 +47,7 @@ class NodeInfo:
     tokens_per_s: float
     reason: str
     log: str
+    backend: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,14 @@ class Control(Protocol):
         ...
 
     def metrics(self) -> str:
-        """The metrics in Prometheus's text format."""
+        """The cluster's own figures in Prometheus's text format; never blocks."""
+        ...
+
+    async def node_metrics(self) -> str:
+        """What the nodes' own servers count, in the same format, as `llamacpp_*` with a label `node`.
+
+        Takes a second and a half at most: a node that does not answer in time is left out.
+        """
         ...
 
     def checkpoint(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from llambo.cluster.events import NodeWanted, NumbersTaken, StrategyChosen
 from llambo.cluster.launch.base import UNNAMED
 from llambo.cluster.operating import Attached, Operating
 from llambo.cluster.runtime import Runtime
-from llambo.cluster.state import EMBEDDING_TYPE
+from llambo.cluster.state import POOLING_TYPES
 from llambo.cluster.state import NodeState as Life
 from llambo.core import paths
 from llambo.core.config import Settings
@@ -186,7 +186,7 @@ class Keeper:
         ]
         nodes: list[NodeState] = []
         for node in world.nodes.values():
-            if node.is_leaving or node.state is Life.DRAINING or node.type == EMBEDDING_TYPE:
+            if node.is_leaving or node.state is Life.DRAINING or node.type in POOLING_TYPES:
                 continue
             server, slots = self._operating.attached.get(node.id), node.options.slots
             if server is None:

@@ -27,7 +27,19 @@ from llambo.cluster.events import (
 )
 from llambo.cluster.health import Health
 from llambo.cluster.placement import Placement
-from llambo.cluster.state import ATTACHED, EMBED, EMBEDDING_TYPE, GENERATE, LOCAL, Change, Model, Node, NodeState, Pool
+from llambo.cluster.state import (
+    ATTACHED,
+    EMBED,
+    GENERATE,
+    LOCAL,
+    RERANK,
+    TYPE_OF_KIND,
+    Change,
+    Model,
+    Node,
+    NodeState,
+    Pool,
+)
 from llambo.cluster.world import Timer, World, serves
 
 BACKOFF_S = 0.5
@@ -92,7 +104,7 @@ class Lifecycle:
         elif model.attached:
             self.placement.refuse_hopeless(model)
         else:
-            node_type = EMBEDDING_TYPE if kind == EMBED else model.type
+            node_type = TYPE_OF_KIND.get(kind, model.type)
             self.want(NodeWanted(model.name, node_type, model.options, kinds=frozenset({kind}), is_on_demand=True))
 
     def _is_left_alone(self, model: Model, pools: list[Pool]) -> bool:
@@ -105,6 +117,7 @@ class Lifecycle:
         if len(model.queue):
             self.ensure_some(model, GENERATE)
             self.ensure_some(model, EMBED)
+            self.ensure_some(model, RERANK)
             self.placement.refuse_hopeless(model)
 
     # --- birth ----------------------------------------------------------------------------------------------------

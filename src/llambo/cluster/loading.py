@@ -14,7 +14,7 @@ from llambo.cluster.catalogue import CUSTOM, Catalogue, Entry
 from llambo.cluster.events import NodeWanted, RestartWanted
 from llambo.cluster.operating import Operating
 from llambo.cluster.runtime import Runtime
-from llambo.cluster.state import EMBEDDING_TYPE
+from llambo.cluster.state import POOLING_TYPES
 from llambo.cluster.world import is_coming, serves
 from llambo.core.errors import NameInUse, NoModel
 from llambo.core.types import LoadOptions
@@ -118,7 +118,7 @@ class Loads:
     async def _until_served(self, entry: Entry) -> None:
         """Returns once a node serves the model; starts one where none is coming."""
         nodes = self._runtime.orchestrator.world.models[entry.name].nodes()
-        nodes = [node for node in nodes if node.type != EMBEDDING_TYPE]
+        nodes = [node for node in nodes if node.type not in POOLING_TYPES]
         if any(serves(node) for node in nodes):
             return
         for node in nodes:

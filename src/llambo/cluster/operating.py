@@ -22,9 +22,9 @@ from llambo.cluster.events import (
     RestartWanted,
     ScaleWanted,
 )
-from llambo.cluster.launch.base import EMBEDDING, GENERATE, UNNAMED, Launcher, NodeRequest
+from llambo.cluster.launch.base import EMBEDDING, GENERATE, RERANKING, UNNAMED, Launcher, NodeRequest
 from llambo.cluster.runtime import Runtime, node_name
-from llambo.cluster.state import ATTACHED, EMBED, Node
+from llambo.cluster.state import ATTACHED, EMBED, RERANK, Node
 from llambo.cluster.state import GENERATE as ANSWERS
 from llambo.cluster.world import World
 from llambo.core.config import Settings
@@ -85,6 +85,8 @@ class Operating:
         entry = self._catalogue.entries[node.model]
         if EMBED in node.kinds:  # one text at a time has the whole context
             return NodeRequest(name, entry.path, replace(node.options, slots=1), embedding=True, model=node.model)
+        if RERANK in node.kinds:
+            return NodeRequest(name, entry.path, replace(node.options, slots=1), reranking=True, model=node.model)
         return NodeRequest(name, entry.path, node.options, model=node.model)
 
     # --- models ---------------------------------------------------------------------------------------------------
@@ -193,7 +195,7 @@ class Operating:
         name = handle.model or UNNAMED
         options = LoadOptions(ctx=handle.ctx, slots=handle.slots)
         self._add_attached(name, url, options)
-        features = {GENERATE: ANSWERS, EMBEDDING: EMBED}
+        features = {GENERATE: ANSWERS, EMBEDDING: EMBED, RERANKING: RERANK}
         kinds = frozenset(kind for feature, kind in features.items() if feature in handle.features)
         wanted = NodeWanted(name, node_type or ATTACHED_TYPE, options, ATTACHED, kinds)
         return (await self._start([wanted], None, server))[0]

@@ -23,7 +23,7 @@ from llambo.cluster.events import (
     RequestFinished,
 )
 from llambo.cluster.prefix import CUTS
-from llambo.cluster.state import EMBED, EMBEDDING_TYPE, Flight, Model, Node, NodeState, Pool, Route
+from llambo.cluster.state import EMBED, POOLING_TYPES, RERANK, TYPE_OF_KIND, Flight, Model, Node, NodeState, Pool, Route
 from llambo.cluster.world import Timer, World, serves
 
 PATIENCE_S = 1.0
@@ -56,7 +56,7 @@ class Placement:
         model.in_flight += 1
         model.last_used = world.now
         if self._asks_for_no_type(model, flight):
-            types = sorted({pool.type for pool in model.pools if pool.type != EMBEDDING_TYPE} or {model.type})
+            types = sorted({pool.type for pool in model.pools if pool.type not in POOLING_TYPES} or {model.type})
             self._end(flight)
             self._refuse(
                 flight, "bad_request", f"no {route.node_type!r} node has {model.name}; there are {', '.join(types)}"
@@ -234,7 +234,7 @@ class Placement:
         wanted = flight.route.node_type
         if not wanted or self._eligible(model, flight):
             return False
-        return bool(model.pools) or wanted != (EMBEDDING_TYPE if flight.route.kind == EMBED else model.type)
+        return bool(model.pools) or wanted != TYPE_OF_KIND.get(flight.route.kind, model.type)
 
     def _is_patient(self, model: Model) -> bool:
         """Whether those in front may be overtaken."""
@@ -289,7 +289,7 @@ class Placement:
         """Refuses with the last failure, and with the reason of the node's end where that is what it was."""
         code, message = flight.last_error
         if node is None and not code:
-            kind = "for embeddings " if flight.route.kind == EMBED else ""
+            kind = {EMBED: "for embeddings ", RERANK: "for ranking "}.get(flight.route.kind, "")
             code, message = "node_lost", f"no node {kind}of model {flight.route.model} is left"
         elif node is not None and code == "node_lost" and node.reason:
             message = f"node {node.id} of model {flight.route.model} is gone: {node.reason}"

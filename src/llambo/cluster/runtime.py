@@ -45,9 +45,9 @@ from llambo.cluster.events import (
     TellNodeReady,
     Ticked,
 )
-from llambo.cluster.launch.base import EMBEDDING, GENERATE, UNNAMED, Launcher, NodeHandle, NodeRequest
+from llambo.cluster.launch.base import EMBEDDING, GENERATE, RERANKING, UNNAMED, Launcher, NodeHandle, NodeRequest
 from llambo.cluster.orchestrator import Orchestrator
-from llambo.cluster.state import ATTACHED, EMBED, LOCAL, Node, Route
+from llambo.cluster.state import ATTACHED, EMBED, LOCAL, RERANK, Node, Route
 from llambo.cluster.state import GENERATE as ANSWERS
 from llambo.cluster.tickets import Place, Ticket
 from llambo.cluster.upstream import open_upstream
@@ -422,7 +422,7 @@ def node_name(node_id: str, epoch: int) -> str:
 
 
 def _kinds(handle: NodeHandle) -> frozenset[str]:
-    kinds = {GENERATE: ANSWERS, EMBEDDING: EMBED}
+    kinds = {GENERATE: ANSWERS, EMBEDDING: EMBED, RERANKING: RERANK}
     return frozenset(kind for feature, kind in kinds.items() if feature in handle.features)
 
 

@@ -13,10 +13,13 @@ from llambo.cluster.autoscaler import Trend
 from llambo.cluster.waiting import FairQueue
 from llambo.core.types import LoadOptions
 
-GENERATE, EMBED = "generate", "embed"
+GENERATE, EMBED, RERANK = "generate", "embed", "rerank"
 LOCAL, ATTACHED = "local", "attach"
-EMBEDDING_TYPE = "embedding"
-"""The type of nodes that give embeddings and nothing else: an engine that pools decodes more slowly."""
+EMBEDDING_TYPE, RERANKING_TYPE = "embedding", "reranking"
+"""The types of nodes that give embeddings, or rank texts, and nothing else: one that pools decodes more slowly."""
+TYPE_OF_KIND = {EMBED: EMBEDDING_TYPE, RERANK: RERANKING_TYPE}
+"""What a node is that was started for one kind of work; answers come from nodes of the model's own type."""
+POOLING_TYPES = frozenset(TYPE_OF_KIND.values())
 
 
 class NodeState(StrEnum):

@@ -101,6 +101,7 @@ def node_info(node: Node, runtime: Runtime, memory: tuple[int, int], url: str) -
         tokens_per_s=round(node.rate_tps, 1),
         reason=node.reason,
         log=handle.log_path if handle else "",
+        backend=handle.backend if handle else "",
     )
 
 

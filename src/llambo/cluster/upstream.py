@@ -7,12 +7,14 @@ knows models, queues or other nodes; what is asked of several nodes in turn is `
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from llambo.cluster.failover import Attempt, StreamEnd
 from llambo.cluster.launch.base import TEMPLATE, TOKEN_IDS, NodeHandle
 from llambo.cluster.upstream_llama import LlamaUpstream, SlotState
 from llambo.cluster.upstream_openai import OpenAiUpstream
+from llambo.cluster.upstream_relay import NodeReply, RelayCall
 from llambo.core.types import GenerateRequest, TokenEvent
 
 __all__ = ["STALL_S", "Attempt", "SlotState", "StreamEnd", "Upstream", "open_upstream"]
@@ -57,6 +59,14 @@ class Upstream(Protocol):
 
         Raises: `PromptTooLong`, `BadRequest`, `NodeLost` (also after `stall_s` seconds without a token or a step of the
         prefill), `EngineFailed`.
+        """
+        ...
+
+    def relay(self, call: RelayCall) -> AbstractAsyncContextManager[NodeReply]:
+        """Passes a request on in the node's own HTTP; entered with the reply's headers, left without a connection.
+
+        A refusal that is the request's fault is a reply as any other. Raises, now or when it is entered: `NotThere`
+        for an endpoint that the node does not have, `NodeLost`, `EngineFailed`, `BadRequest`.
         """
         ...
 

@@ -19,6 +19,7 @@ import aiohttp
 
 from llambo.cluster.launch.base import UNIX
 from llambo.cluster.upstream_json import encoded
+from llambo.cluster.upstream_stream import ReplyStream
 from llambo.core.errors import NodeLost
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -51,7 +52,7 @@ class NodeHttp:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
-        self._in_flight: set[_InFlight] = set()
+        self._in_flight: set[_InFlight | ReplyStream] = set()
         self._is_closing = False
 
     async def close(self) -> None:
@@ -88,22 +89,37 @@ class NodeHttp:
             finally:
                 events.stop()
 
+    @asynccontextmanager
+    async def reply(
+        self, method: str, path: str, body: bytes | None, *, stall_s: float | None, connect_s: float
+    ) -> AsyncIterator[ReplyStream]:
+        """The reply from its headers on, whatever its status, on a connection of its own that ends with the block.
+
+        Raises: `NodeLost`, while it is being read too.
+        """
+        self._check_open()
+        lines = [*self._head(method, path), "Content-Type: application/json", f"Content-Length: {len(body or b'')}"]
+        stream = ReplyStream(self.who, "\r\n".join([*lines, "", ""]).encode() + (body or b""), stall_s=stall_s)
+        self._in_flight.add(stream)
+        try:
+            try:
+                async with self._timed(connect_s):
+                    await self._connect(stream)
+            except (OSError, ssl.SSLError, UnicodeError) as error:
+                raise self._stopped() if self._is_closing else self._lost(f"does not answer: {_words(error)}") from None
+            await stream.head()
+            yield stream
+        finally:
+            stream.close()
+            self._in_flight.discard(stream)
+
     async def check(self, path: str, expected: bytes, *, timeout_s: float) -> None:
         """Returns once `path` has answered 200 with `expected` somewhere in its body.
 
         A request by hand on a bare connection: a third of what a session's request costs, and every node gets one in
         each interval. Raises: `NodeLost`.
         """
-        host = "node" if self._socket_path else urlsplit(self._base).netloc
-        prefix = "" if self._socket_path else urlsplit(self._base).path
-        key = self._headers.get("Authorization")
-        lines = [
-            f"GET {prefix}{path} HTTP/1.1",
-            f"Host: {host}",
-            "Connection: close",
-            *([f"Authorization: {key}"] if key else []),
-        ]
-        exchange = _Exchange("\r\n".join([*lines, "", ""]).encode(), expected)
+        exchange = _Exchange("\r\n".join([*self._head("GET", path), "", ""]).encode(), expected)
         try:
             async with asyncio.timeout(timeout_s):
                 transport = await self._connect(exchange)
@@ -118,7 +134,19 @@ class NodeHttp:
         if reply is not None:
             raise NodeLost(f"{self.who} is not well: its server says {reply}")
 
-    async def _connect(self, exchange: _Exchange) -> asyncio.Transport:
+    def _head(self, method: str, path: str) -> list[str]:
+        """The lines that begin a request by hand."""
+        host = "node" if self._socket_path else urlsplit(self._base).netloc
+        prefix = "" if self._socket_path else urlsplit(self._base).path
+        key = self._headers.get("Authorization")
+        return [
+            f"{method} {prefix}{path} HTTP/1.1",
+            f"Host: {host}",
+            "Connection: close",
+            *([f"Authorization: {key}"] if key else []),
+        ]
+
+    async def _connect(self, exchange: asyncio.Protocol) -> asyncio.Transport:
         loop = asyncio.get_running_loop()
         if self._socket_path:
             return (await loop.create_unix_connection(lambda: exchange, self._socket_path))[0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -17,12 +18,24 @@ from llambo.cluster.failover import Attempt, StreamEnd
 from llambo.cluster.launch.base import TEMPLATE, TOKEN_IDS, NodeHandle
 from llambo.cluster.upstream_http import BadStatus, NodeHttp
 from llambo.cluster.upstream_json import MALFORMED, count, decoded
+from llambo.cluster.upstream_relay import NodeReply, NotThere, RelayCall, Words, opened
 from llambo.core.errors import BadRequest, EngineFailed, LlamboError, NodeLost, PromptTooLong
 from llambo.core.types import GenerateRequest, Sampling, TokenEvent
 from llambo.engine.memory import CTX_GRANULE
 
 PROBE = Attempt("Once upon a time", sampling=Sampling(max_tokens=4, temperature=0, seed=1), cache_prompt=False)
 """What `probe` asks: greedy, and computed afresh, so that no slot's past can show in it."""
+
+_TELLS_NO_PROGRESS = frozenset({"/v1/messages"})
+"""Endpoints that stream and take no `return_progress`: llama-server translates those bodies, and leaves it out."""
+_NOT_THE_REQUEST = frozenset({401, 403, 408, 429})
+"""Refusals that are between the node and us."""
+_CALLERS_FAULT = re.compile(
+    r"\[json\.exception\.|Failed to parse |vector::_M_range_check|not supported by this model|does not support "
+)
+"""What the engine calls its own fault (500) and is the caller's: a member of another type than it takes, messages that
+its template cannot hold, a token that the vocabulary has not, what the model cannot do."""
+_TRUE = msgspec.Raw(b"true")
 
 _T = TypeVar("_T")
 _SLOT_FILE_S = 60.0  # a slot of a large context is gigabytes
@@ -169,6 +182,19 @@ class LlamaUpstream:
             raise EngineFailed(f"node {self.node} gave no embedding")
         return data[0].embedding
 
+    def relay(self, call: RelayCall) -> AbstractAsyncContextManager[NodeReply]:
+        """See `Upstream.relay`: every endpoint that llama-server has."""
+        fields: dict[str, Any] | None = None if call.fields is None else dict(call.fields)
+        tells = drops = False
+        if fields is not None and call.streams and call.path not in _TELLS_NO_PROGRESS:
+            tells = fields.get("return_progress", _TRUE) == _TRUE
+            drops = "return_progress" not in fields
+            fields.setdefault("return_progress", _TRUE)
+        if fields is not None and call.seed is not None:
+            fields["seed"] = call.seed
+        words = Words(self._check, self._error_in_stream, self._stall_s, is_watched=tells, drops_progress=drops)
+        return opened(self._http, call, fields, words)
+
     async def health(self, timeout_s: float) -> None:
         """See `Upstream.health`: GET /health."""
         await self._http.check("/health", b'"ok"', timeout_s=timeout_s)
@@ -206,13 +232,33 @@ class LlamaUpstream:
         except MALFORMED:
             return EngineFailed(f"node {self.node} failed with HTTP status {failure.status} and no reason")
 
+    def _check(self, status: int, body: bytes) -> PromptTooLong | None:
+        """Raises for a refusal that is not the request's own fault."""
+        if status in (404, 405):
+            raise NotThere(f"node {self.node} has no such endpoint")
+        if status in _NOT_THE_REQUEST or not 400 <= status < 500:
+            raise self._error_of_status(BadStatus(status, body))
+        error = self._error_of_status(BadStatus(status, body))
+        return error if isinstance(error, PromptTooLong) else None
+
+    def _error_in_stream(self, error: object) -> LlamboError:
+        """What an event says went wrong."""
+        if isinstance(error, dict) and isinstance(error.get("error"), dict):
+            error = error["error"]
+        try:
+            return self._error_of(msgspec.convert(error, _Error))
+        except msgspec.ValidationError:
+            return EngineFailed(f"node {self.node} failed in the middle of its answer")
+
     def _error_of(self, error: _Error) -> LlamboError:
         match error:
             case _Error(type="exceed_context_size_error"):
                 return _too_long("prompt", error.n_prompt_tokens, error.n_ctx)
             case _Error() if found := _TOO_LONG_TO_POOL.search(error.message):
                 return _too_long("text", int(found[1]), int(found[2]))
-            case _Error(type="invalid_request_error"):
+            case _Error(type="invalid_request_error" | "not_supported_error"):
+                return BadRequest(error.message)
+            case _Error() if _CALLERS_FAULT.search(error.message):
                 return BadRequest(error.message)
             case _:
                 return EngineFailed(f"node {self.node} failed: {error.message or 'without saying why'}")

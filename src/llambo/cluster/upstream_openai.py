@@ -7,6 +7,7 @@ alone. It takes a JSON schema, and no GBNF grammar.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal
 
 import msgspec
@@ -17,10 +18,13 @@ from llambo.cluster.launch.base import NodeHandle
 from llambo.cluster.upstream_http import BadStatus, NodeHttp
 from llambo.cluster.upstream_json import MALFORMED, count, decoded
 from llambo.cluster.upstream_llama import PROBE, SlotState, joined
+from llambo.cluster.upstream_relay import NodeReply, NotThere, RelayCall, Words, opened
 from llambo.core.errors import BadRequest, EngineFailed, LlamboError, NodeLost, PromptTooLong
 from llambo.core.types import GenerateRequest, TokenEvent
 
 _CALLERS_FAULT = (400, 413, 422)
+_TAKES_SEED = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Other endpoints may refuse a member that they do not know."""
 
 
 class _Logprob(msgspec.Struct):
@@ -150,6 +154,16 @@ class OpenAiUpstream:
             raise EngineFailed(f"node {self.node} gave no embedding")
         return data[0].embedding
 
+    def relay(self, call: RelayCall) -> AbstractAsyncContextManager[NodeReply]:
+        """See `Upstream.relay`: endpoints under /v1 alone, and the model under the name that the server has for it."""
+        if not call.path.startswith("/v1/"):
+            raise NotThere(f"node {self.node} has only the OpenAI API, which has no {call.path}")
+        fields: dict[str, Any] | None = None if call.fields is None else {**call.fields, "model": self._model}
+        if fields is not None and call.seed is not None and call.path in _TAKES_SEED:
+            fields["seed"] = call.seed
+        words = Words(lambda status, body: self._check(call.path, status, body), self._error_in_stream, self._stall_s)
+        return opened(self._http, call, fields, words)
+
     async def health(self, timeout_s: float) -> None:
         """See `Upstream.health`: GET /v1/models, the cheapest request that every such server has."""
         await self._http.check("/v1/models", b"", timeout_s=timeout_s)
@@ -210,6 +224,22 @@ class OpenAiUpstream:
         if attempt.logprobs:
             body["logprobs"] = 1
         return "/v1/completions", body
+
+    def _check(self, path: str, status: int, body: bytes) -> PromptTooLong | None:
+        """Raises for a refusal that is not the request's own fault."""
+        if status in (404, 405):
+            raise NotThere(f"node {self.node} has no {path} for its model {self._model}")
+        error = self._error_of_status(path, BadStatus(status, body))
+        if status not in _CALLERS_FAULT:
+            raise error
+        return error if isinstance(error, PromptTooLong) else None
+
+    def _error_in_stream(self, error: object) -> LlamboError:
+        """What an event says went wrong."""
+        try:
+            return self._error_of(500, msgspec.convert(error, _Error | str))
+        except msgspec.ValidationError:
+            return EngineFailed(f"node {self.node} failed in the middle of its answer")
 
     def _error_of_status(self, path: str, failure: BadStatus) -> LlamboError:
         match failure.status:

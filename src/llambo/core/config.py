@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from llambo.core import paths
 from llambo.core.errors import BadConfig
-from llambo.core.sections import Bridge, Cluster, LoadBalancer, Models, NodeType, Orchestrator, Settings, State
+from llambo.core.sections import Bridge, Cluster, Gateway, LoadBalancer, Models, NodeType, Orchestrator, Settings, State
 from llambo.core.sections import check_type_name as _check_type_name
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Bridge",
     "Cluster",
     "Config",
+    "Gateway",
     "LoadBalancer",
     "Models",
     "NodeType",

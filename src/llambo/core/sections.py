@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from llambo.core.http_address import EXPECTED as HTTP_ADDRESSES
+from llambo.core.http_address import parse_http_address
+
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _UNITS_BYTES = {"b": 1} | {
     f"{letter}{suffix}": base**power
@@ -19,6 +22,8 @@ _UNITS_BYTES = {"b": 1} | {
     for suffix, base in (("b", 1000), ("ib", 1024))
 }
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/,@?#]+")
+_CPU_RANGE = re.compile(r"\s*\d{1,5}\s*(-\s*\d{1,5}\s*)?")
 _TYPE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
@@ -208,6 +213,80 @@ class Styx(Section):
     )
 
 
+def _gateway_listen(value: object) -> object:
+    """The listeners as they were written, one comma apart; "off" is "", since an empty variable counts as unset."""
+    if not isinstance(value, str):
+        raise ValueError(f"expected {HTTP_ADDRESSES}")
+    parts = [part.strip() for part in value.split(",")]
+    if parts in ([""], ["off"]):
+        return ""
+    for part in parts:
+        parse_http_address(part)
+    return ",".join(parts)
+
+
+def _origins(value: object) -> object:
+    """The origins, one comma apart."""
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else [""]
+    good = parts in (["*"], [""]) or all(_ORIGIN.fullmatch(part) for part in parts)
+    if not (isinstance(value, str) and good):
+        raise ValueError('expected origins such as https://chat.example, one comma apart, or "*"')
+    return ",".join(parts)
+
+
+class Gateway(Section):
+    """The HTTP gateway: where it listens, whom it lets in, and how much of what it takes."""
+
+    listen: Annotated[str, BeforeValidator(_gateway_listen)] = Field(
+        "127.0.0.1:5641", description='HOST:PORT or unix!PATH, several one comma apart; "" or off: no HTTP'
+    )
+    max_body: Size = Field(32 * 2**20, ge=1024, le=2**32, description="a larger request body is refused")
+    header_timeout: Duration = Field(10.0, gt=0, description="how long a client may take to send a request's header")
+    ping_interval: Duration = Field(15.0, gt=0, description="a silent stream gives a sign of life so often")
+    resume_window: Duration = Field(60.0, ge=0, description="how long a stream can be resumed after its client left")
+    resume_memory: Size = Field(64 * 2**20, ge=0, description="what such streams may take together")
+    cors_origins: Annotated[str, BeforeValidator(_origins)] = Field(
+        "", description='web pages that may use it, as origins one comma apart; "*": all'
+    )
+    require_token: bool = Field(False, description="a token is needed on this machine too")
+    requests_per_minute: int = Field(0, ge=0, le=10_000_000, description="per token, else per client; 0: no limit")
+    max_connections: int = Field(4096, ge=1, le=1_000_000, description="clients at once")
+    tls_certificate: str = Field("", description="file with the certificate and its chain, as PEM")
+    tls_key: str = Field("", description="file with its private key, as PEM")
+
+    @field_validator("tls_key")
+    @classmethod
+    def _key_with_certificate(cls, value: str, info: ValidationInfo) -> str:
+        if bool(value) != bool(info.data.get("tls_certificate", "")):
+            raise _conflict("tls_certificate", "gateway.tls_certificate and gateway.tls_key go together: name both")
+        return value
+
+
+def _cpus(value: object) -> object:
+    """Cores as "0-3,6": numbers and ranges, one comma apart; "" is all."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not (value == "" or all(_CPU_RANGE.fullmatch(one) for one in value.split(","))):
+        raise ValueError('expected cores such as "0-3,6", or "" for all')
+    return value
+
+
+class Engine(Section):
+    """What nodes compute with: the engine inside the wheel, or one that was built for this processor."""
+
+    backend: str = Field(
+        "auto", min_length=1, max_length=64, description="auto: what was measured; wheel; or the name of a built one"
+    )
+    calibrate: bool = Field(True, description="measure a model in the background when it is first loaded")
+    share_cores: bool = Field(True, description="nodes together get no more threads than there are cores")
+    wait: Literal["auto", "active", "passive"] = Field(
+        "auto", description="how idle engine threads wait; auto: by how busy the machine is at the start"
+    )
+    flash_attention: Literal["auto", "on", "off"] = Field("auto", description="auto: what was measured")
+    numa: Literal["", "distribute", "isolate", "numactl", "mirror"] = Field("", description="llama.cpp's NUMA strategy")
+    cpus: Annotated[str, BeforeValidator(_cpus)] = Field("", description='cores for nodes, as "0-3,6"; "": all')
+
+
 class State(Section):
     """Where the cluster's state is kept, for the next start."""
 
@@ -222,6 +301,8 @@ class Settings(Section):
     load_balancer: LoadBalancer = LoadBalancer()
     orchestrator: Orchestrator = Orchestrator()
     models: Models = Models()
+    engine: Engine = Engine()
     bridge: Bridge = Bridge()
     styx: Styx = Styx()
+    gateway: Gateway = Gateway()
     state: State = State()

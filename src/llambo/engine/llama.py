@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ With the library's own default two threads beside another busy process wait for 
 125M parameters falls from 79 tokens/s to 2 to 13; with this it keeps 18 to 22 there, and 72 to 86 on an idle machine.
 See docs/decisions/0004.
 """
+
+_GPU_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU of ggml-backend.h
 
 SPARE_HTTP_THREADS = 4
 """Threads of llama.cpp's HTTP server beyond one for each slot's stream: for health checks, templates, idle connections.
@@ -52,10 +55,47 @@ def load_library() -> None:
         library._Z26unicode_cpt_flags_from_cptj(0)  # unicode_cpt_flags_from_cpt(uint32_t): what each character is
 
 
-def spin_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What to add to the environment of a process that will load the library; the user's own choice stands."""
-    chosen = "OMP_WAIT_POLICY" in environment or "GOMP_SPINCOUNT" in environment
-    return {} if chosen else SPIN_ENVIRONMENT
+SHARED_SPIN_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
+"""The same for a machine that others keep busy: 29 to 36 tokens/s there, for 56 to 72 on an idle one."""
+
+WAIT_ENVIRONMENTS = {
+    "active": {"OMP_WAIT_POLICY": "active"},
+    "passive": {"OMP_WAIT_POLICY": "passive"},
+}
+
+
+def has_gpu() -> bool:
+    """Whether the installed engine finds a graphics card. Call it in a node: a driver does not survive a fork."""
+    import xllamacpp  # noqa: PLC0415
+
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    try:
+        library.ggml_backend_dev_get.restype = ctypes.c_void_p
+        library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+        library.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+        library.ggml_backend_dev_count.restype = ctypes.c_size_t
+    except AttributeError:  # not exported: then llama.cpp puts on the card what it was told to
+        return False
+    devices = (library.ggml_backend_dev_get(number) for number in range(library.ggml_backend_dev_count()))
+    return any(library.ggml_backend_dev_type(device) in _GPU_TYPES for device in devices)
+
+
+def spin_environment(environment: Mapping[str, str], *, wait: str = "auto", is_shared: bool = False) -> dict[str, str]:
+    """What to add to the environment of a process that will load the library; the user's own choice stands.
+
+    `wait` is `engine.wait` of the configuration; for "auto" it counts whether the machine `is_shared` with other work.
+    """
+    if "OMP_WAIT_POLICY" in environment or "GOMP_SPINCOUNT" in environment:
+        return {}
+    return WAIT_ENVIRONMENTS.get(wait) or (SHARED_SPIN_ENVIRONMENT if is_shared else SPIN_ENVIRONMENT)
+
+
+def machine_is_shared() -> bool:
+    """Whether other work keeps half of the cores busy or more, by the load of the last minute."""
+    try:
+        return os.getloadavg()[0] > (os.cpu_count() or 1) / 2
+    except (OSError, AttributeError):  # not known here
+        return False
 
 
 def threads_for(tensor_bytes: int) -> int:
@@ -75,12 +115,18 @@ def open_server(
     batch: int,
     cache_mib: int,
     slots_path: str,
+    reranking: bool = False,
+    alias: str = "",
+    flash_attention: str = "auto",
+    numa: str = "",
 ) -> Any:
     """Loads the model and serves it on a Unix socket; returns the server, which lives as long as it is referenced.
 
     `ctx` is tokens per slot, `batch` the tokens of one pass, `cache_mib` host memory for the states of idle
     conversations (llama.cpp's own default is 8 GiB), `slots_path` where slots are saved. With `embedding` the engine
-    pools (mean, unless the model says otherwise) and gives embeddings.
+    pools (mean, unless the model says otherwise) and gives embeddings; with `reranking` it ranks texts, which needs a
+    model made for it. `alias` is what it calls its model in replies, "" for the path. `flash_attention` is "auto", "on"
+    or "off", `numa` "", "distribute", "isolate", "numactl" or "mirror": llama.cpp's own words.
 
     Raises: `EngineRefused`.
     """
@@ -98,9 +144,16 @@ def open_server(
     params.slot_save_path = f"{slots_path}/"  # llama.cpp puts the file's name right behind it
     params.verbosity = LOG_WARNINGS
     # The caller has sized the context and checked the memory; a second opinion would load the model twice.
-    params.fit_params = False
+    # But what fits on a graphics card only llama.cpp can tell.
+    params.fit_params = gpu_layers < 0 and has_gpu()
     params.warmup = False
     params.ui = False
+    params.endpoint_metrics = True  # counts at no cost that could be measured
+    if flash_attention != "auto":
+        state = "ENABLED" if flash_attention == "on" else "DISABLED"
+        params.flash_attn_type = getattr(xllamacpp.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{state}")
+    if numa:
+        params.numa = getattr(xllamacpp.ggml_numa_strategy, f"GGML_NUMA_STRATEGY_{numa.upper()}")
     if threads:
         params.cpuparams.n_threads = threads
         params.cpuparams_batch.n_threads = threads
@@ -108,6 +161,12 @@ def open_server(
         params.embedding = True
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
         params.n_batch = batch  # pooling takes a whole text at once
+    if reranking:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
+        params.n_batch = batch
+    if alias:
+        params.model_alias = {alias}
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:

@@ -12,12 +12,16 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from llambo.core.errors import LlamboError
 from llambo.engine import llama
 from llambo.engine.references import PART
 from llambo.node import sandbox
 from llambo.node.spec import LINE_MAX, NodeSpec
+
+if TYPE_CHECKING:
+    from llambo.engine.backend import Prepared
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -31,13 +35,28 @@ def say(events_fd: int, **fields: object) -> None:
     os.write(events_fd, line)
 
 
-def run(spec: NodeSpec, *, events_fd: int, lifeline_fd: int, parent_pid: int) -> NoReturn:
-    """Becomes the node; never returns. `lifeline_fd` reads end-of-file when the zygote is gone."""
+def run(
+    spec: NodeSpec, *, events_fd: int, lifeline_fd: int, parent_pid: int, prepared: Prepared | None = None
+) -> NoReturn:
+    """Becomes the node; never returns. `lifeline_fd` reads end-of-file when the zygote is gone.
+
+    `prepared` is the CPU backend to compute with (None: the wheel's own).
+    """
     _die_with(parent_pid)
     os.setpgid(0, 0)  # a terminal's Ctrl-C is for whoever started us, not for us
     os.chdir(spec.directory)
     Path(spec.slots_path).mkdir(mode=0o700)
     _redirect_output(spec.log_path)
+    if spec.cpus:
+        os.sched_setaffinity(0, spec.cpus)  # inherited by every thread of the engine
+    if prepared is not None:
+        from llambo.engine import backend  # noqa: PLC0415 - the zygote has imported it, where something was built
+
+        try:
+            backend.use(prepared)
+        except LlamboError as error:
+            say(events_fd, event="unbacked", name=spec.name, backend=prepared.name, message=error.message)
+            prepared = None
     # Before the engine has threads, and after everything was opened that lies elsewhere.
     enforced = sandbox.enforce(reads=model_files(spec.model_path), directory=spec.directory)
     try:
@@ -50,15 +69,20 @@ def run(spec: NodeSpec, *, events_fd: int, lifeline_fd: int, parent_pid: int) ->
             threads=spec.threads,
             gpu_layers=spec.gpu_layers,
             embedding=spec.embedding,
+            reranking=spec.reranking,
+            alias=spec.alias,
             batch=spec.batch,
             cache_mib=spec.cache_mib,
             slots_path=spec.slots_path,
+            flash_attention=spec.flash_attention,
+            numa=spec.numa,
         )
     except llama.EngineRefused as error:
         say(events_fd, event="refused", name=spec.name, message=str(error))
         os._exit(1)
     address = str(server.listening_address)
-    say(events_fd, event="ready", name=spec.name, pid=os.getpid(), address=address, sandbox=enforced)
+    used = prepared.name if prepared is not None else ""
+    say(events_fd, event="ready", name=spec.name, pid=os.getpid(), address=address, sandbox=enforced, backend=used)
     os.close(events_fd)
     os.read(lifeline_fd, 1)
     os._exit(0)

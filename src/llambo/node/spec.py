@@ -7,12 +7,15 @@ Zygote and nodes to launcher, on standard output (each line under PIPE_BUF, so t
     {"event": "broken", "message"}                           it cannot, and ends
     {"event": "started", "name", "pid"}                      a node was forked
     {"event": "unforked", "name", "message"}                 the system would not make the process
-    {"event": "ready", "name", "pid", "address", "sandbox"}  its engine answers at `address`
+    {"event": "ready", "name", "pid", "address", "sandbox",
+     "backend"}                                              its engine answers at `address`
+    {"event": "unbacked", "name", "backend", "message"}      that backend cannot be loaded: the wheel's own serves
     {"event": "refused", "name", "message"}                  its engine would not load the model; it ends
     {"event": "failed", "name", "message"}                   the system refused what it needs; it ends
     {"event": "exited", "name", "pid", "status"}             it is gone; status as `subprocess` has it: -9 is SIGKILL
 
-`sandbox` lists what the kernel enforces on the node (see `sandbox`).
+`sandbox` lists what the kernel enforces on the node (see `sandbox`), `backend` names what it computes with ("": the
+wheel's own).
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ class NodeSpec:
     """One node to start. `ctx` is tokens per slot; `threads` 0 leaves the number to the engine.
 
     `directory` is private to the node: its working directory, the home of its socket and of its slots' files.
-    `batch` is how many tokens one pass computes, `cache_mib` the memory for idle conversations.
+    `embedding` and `reranking` nodes pool; `alias` is what the engine calls its model in replies, "" for its path.
+    `batch` is how many tokens one pass computes, `cache_mib` the memory for idle conversations. `backend` is the
+    directory of a built CPU backend ("": the wheel's own), `cpus` the cores that it may run on (empty: all).
     """
 
     name: str
@@ -42,8 +47,19 @@ class NodeSpec:
     threads: int = 0
     gpu_layers: int = -1
     embedding: bool = False
+    reranking: bool = False
+    alias: str = ""
     batch: int = 512
     cache_mib: int = 256
+    backend: str = ""
+    flash_attention: str = "auto"
+    numa: str = ""
+    cpus: tuple[int, ...] = ()
+
+    @property
+    def pools(self) -> bool:
+        """Whether the engine makes one result of a whole text."""
+        return self.embedding or self.reranking
 
     @property
     def socket_path(self) -> str:

@@ -55,9 +55,10 @@ class Admission:
         except (BadModel, OSError, ValueError):
             return None  # llama.cpp will say why when it is asked to load it
         ctx, slots = request.options.ctx, request.options.slots
-        need = memory.needed(model, ctx=ctx, slots=slots, embedding=request.embedding)
+        pools = request.embedding or request.reranking
+        need = memory.needed(model, ctx=ctx, slots=slots, embedding=pools)
         real = engine_ctx(ctx, model.ctx_train)
-        batch = memory.batch_tokens(model, ctx=real, embedding=request.embedding)
+        batch = memory.batch_tokens(model, ctx=real, embedding=pools)
         return Plan(model.path, need, batch, model.has_chat_template, real)
 
     async def room_for(self, request: NodeRequest) -> int | None:

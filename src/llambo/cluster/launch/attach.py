@@ -19,6 +19,7 @@ import msgspec
 from llambo.cluster.launch.base import (
     EMBEDDING,
     GENERATE,
+    RERANKING,
     SLOT_FILES,
     TEMPLATE,
     TOKEN_IDS,
@@ -192,7 +193,7 @@ class _Visit:
         if props is None:
             return await self._openai()
         features = frozenset([f async for f in self._llama_features()])
-        if not features & {GENERATE, EMBEDDING}:
+        if not features & {GENERATE, EMBEDDING, RERANKING}:
             raise Unreachable(f"{self._request.url} has a model, but gives neither answers nor embeddings")
         model = props.model_alias
         if not model or model == props.model_path:
@@ -225,6 +226,8 @@ class _Visit:
             yield TEMPLATE
         if await self._works("/v1/embeddings", {"input": "word"}):
             yield EMBEDDING
+        if await self._works("/v1/rerank", {"query": "word", "documents": ["word"]}):
+            yield RERANKING
         # An action that does not exist is refused in another way where files are not kept.
         if await self._status("/slots/0?action=none", {"filename": "none"}) == 400:
             yield SLOT_FILES

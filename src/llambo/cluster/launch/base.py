@@ -18,7 +18,8 @@ UNIX = "unix://"
 
 @dataclass(frozen=True, slots=True)
 class NodeRequest:
-    """A node wanted: `ctx` and `slots` of `options` are set; `embedding` nodes give embeddings and nothing else.
+    """A node wanted: `ctx` and `slots` of `options` are set; `embedding` nodes give embeddings and nothing else,
+    `reranking` nodes rank texts.
 
     `model` is what the cluster calls its model.
 
@@ -29,6 +30,7 @@ class NodeRequest:
     model_path: str = ""
     options: LoadOptions = field(default_factory=LoadOptions)
     embedding: bool = False
+    reranking: bool = False
     url: str = ""
     api_key: str = field(default="", repr=False)
     model: str = ""
@@ -39,7 +41,7 @@ class NodeHandle:
     """A node that serves. `address` is `unix://PATH` or a URL; `pid` 0 and `log_path` "" where they are not known here.
 
     `slots`, `ctx` (tokens per slot), `model` and `features` are what the node itself says; `sandbox` what the kernel
-    enforces on it.
+    enforces on it; `backend` the CPU backend that was built here and that it computes with, "" for the engine's own.
     """
 
     name: str
@@ -51,6 +53,7 @@ class NodeHandle:
     model: str = ""
     log_path: str = ""
     sandbox: tuple[str, ...] = ()
+    backend: str = ""
     features: frozenset[str] = frozenset()
     api_key: str = field(default="", repr=False)
 
@@ -71,6 +74,8 @@ SLOT_FILES = "slot_files"
 """Feature: saves a slot's state to a file and restores it (`/slots/N?action=save`)."""
 EMBEDDING = "embedding"
 """Feature: gives embeddings."""
+RERANKING = "reranking"
+"""Feature: ranks texts by how well they answer a question."""
 GENERATE = "generate"
 """Feature: gives answers."""
 

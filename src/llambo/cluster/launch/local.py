@@ -21,6 +21,7 @@ from llambo.cluster.launch.admission import Admission, Plan, padded
 from llambo.cluster.launch.base import (
     EMBEDDING,
     GENERATE,
+    RERANKING,
     SLOT_FILES,
     TEMPLATE,
     TOKEN_IDS,
@@ -29,10 +30,12 @@ from llambo.cluster.launch.base import (
     NodeHandle,
     NodeRequest,
 )
+from llambo.cluster.launch.engine import NodeEngines
 from llambo.cluster.launch.rundir import NodeLogs, RunDir, read_tail
 from llambo.cluster.launch.zygote import ANSWER_S, ZygoteProcess, exit_reason
 from llambo.core.errors import BadModel, Cancelled, LlamboError, NameInUse, TimedOut
 from llambo.engine import memory
+from llambo.engine.engines import Engines
 from llambo.node.spec import NodeSpec
 
 log = logging.getLogger("llambo.launch.local")
@@ -57,6 +60,7 @@ class _Node:
         self.exited: asyncio.Future[str] = loop.create_future()  # the reason
         self.complaint = ""  # of the node, where it could say one
         self.unforked = ""  # why there never was a process
+        self.has_crashed = False  # in a backend that was built here, which is set aside by now
         self.expected_to_end = False
 
 
@@ -65,7 +69,8 @@ class LocalLauncher:
 
     `run_parent` gets the run directory, `log_dir` a file `PID-NAME.log` per node (default: within the node's directory,
     gone with it). `available` gives the bytes of memory that new processes could have. At most `loads_at_once` nodes
-    load at the same time; 0 is `LOADS_PER_CORE` for each core.
+    load at the same time; 0 is `LOADS_PER_CORE` for each core. `engines` choose what each node computes with (None: the
+    wheel's own engine, as it was asked for).
     """
 
     def __init__(
@@ -75,12 +80,14 @@ class LocalLauncher:
         log_dir: Path | None = None,
         available: Callable[[], int] = memory.available_bytes,
         loads_at_once: int = 0,
+        engines: Engines | None = None,
     ) -> None:
         self._run_parent = run_parent
         self._log_dir = log_dir
         self._run_dir: RunDir | None = None
         self._logs: NodeLogs | None = None
         self._admission = Admission(available)
+        self._engines = NodeEngines(engines)
         self._names: set[str] = set()  # wanted or alive
         self._nodes: dict[str, _Node] = {}
         self._exits: asyncio.Queue[NodeExited] = asyncio.Queue()
@@ -135,6 +142,7 @@ class LocalLauncher:
         self._is_closed = True
         for node in self._nodes.values():
             node.expected_to_end = True
+        await self._engines.close()
         if self._zygote is not None:
             await self._zygote.end()  # and whoever waits for its start fails
         async with self._starting:  # a start in progress would leave a zygote behind us
@@ -156,9 +164,9 @@ class LocalLauncher:
         for _ in range(ZYGOTES_PER_SPAWN):
             node = await self._begin(request, plan)
             await self._wait_loaded(node, timeout_s)
-            if node.pid or node.unforked or node.expected_to_end:
+            if (node.pid or node.unforked or node.expected_to_end) and not node.has_crashed:
                 return self._outcome(node)
-            # Its zygote had ended before it was forked: another one will do it.
+            # Its zygote had ended before it was forked, or its backend failed: another one will do it.
             why = node.exited.result()
             del self._nodes[request.name]
             shutil.rmtree(node.spec.directory, ignore_errors=True)
@@ -168,7 +176,8 @@ class LocalLauncher:
         """Orders the node from a zygote that lives."""
         try:
             zygote = await self._ensure_zygote()
-            node = _Node(self._prepare(request, plan), plan, zygote)
+            spec = await self._engines.complete(self._prepare(request, plan), nodes=len(self._names))
+            node = _Node(spec, plan, zygote)
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             raise LlamboError(f"cannot start a node: {place}{error.strerror or error}") from None
@@ -210,6 +219,7 @@ class LocalLauncher:
         """What became of a spawn."""
         if node.ready.done():  # and if it has ended since, that was reported
             self._admission.settle(node.spec.name)
+            self._engines.has_served(node.spec)
             return node.ready.result()
         tail = read_tail(Path(node.spec.log_path))
         self._forget(node)
@@ -239,9 +249,11 @@ class LocalLauncher:
             threads=request.options.threads,
             gpu_layers=request.options.gpu_layers,
             embedding=request.embedding,
+            reranking=request.reranking,
+            alias=request.model,
         )
         if plan is None:
-            return dataclasses.replace(spec, batch=max(spec.batch, padded(spec.ctx))) if spec.embedding else spec
+            return dataclasses.replace(spec, batch=max(spec.batch, padded(spec.ctx))) if spec.pools else spec
         cache_mib = -(-plan.need.prompt_cache_bytes // 2**20)
         return dataclasses.replace(spec, batch=plan.batch, cache_mib=cache_mib)
 
@@ -250,7 +262,9 @@ class LocalLauncher:
             if self._is_closed:
                 raise LlamboError(_CLOSED)
             if self._zygote is None or self._zygote.has_ended:
-                self._zygote = await ZygoteProcess.start(on_event=self._take, on_end=self._take_end)
+                self._zygote = await ZygoteProcess.start(
+                    on_event=self._take, on_end=self._take_end, wait=self._engines.policy.wait
+                )
             try:
                 if not self._is_closed:
                     await self._zygote.wait_up()
@@ -276,15 +290,22 @@ class LocalLauncher:
                 node.complaint = "llama.cpp refused it"
             case "failed":
                 node.complaint = f"the node could not begin: {event['message']}"
+            case "unbacked":
+                self._engines.cannot_load(event["backend"], event["message"])
             case "unforked":
                 node.unforked = event["message"]
                 node.exited.set_result("it was never made")
             case "exited" if event["pid"] == node.pid:  # not another one's that had the name before
+                if not node.expected_to_end and not node.exited.done():
+                    blamed = self._engines.blames(node.spec, event["status"])
+                    node.has_crashed = blamed and not node.ready.done()
                 self._take_exit(node, exit_reason(event["status"]))
 
     def _take_end(self, zygote: ZygoteProcess) -> None:
         for node in list(self._nodes.values()):
             if node.zygote is zygote:  # it took its children along
+                if not node.pid and not node.expected_to_end:  # it may have ended while it loaded the backend
+                    self._engines.blames(node.spec, zygote.status)
                 self._take_exit(node, f"its zygote ended: {zygote.ending}")
 
     def _take_exit(self, node: _Node, reason: str) -> None:
@@ -310,8 +331,10 @@ class LocalLauncher:
 def _handle(node: _Node, ready: dict[str, Any]) -> NodeHandle:
     """What the ready node is. Its template is what the model's header has: llama.cpp would make one up."""
     spec = node.spec
-    features = {EMBEDDING} if spec.embedding else {GENERATE, TOKEN_IDS, SLOT_FILES}
-    if not spec.embedding and (node.plan is None or node.plan.has_template):
+    features = {GENERATE, TOKEN_IDS, SLOT_FILES}
+    if spec.pools:
+        features = {EMBEDDING} if spec.embedding else {RERANKING}
+    elif node.plan is None or node.plan.has_template:
         features.add(TEMPLATE)
     return NodeHandle(
         name=spec.name,
@@ -323,5 +346,6 @@ def _handle(node: _Node, ready: dict[str, Any]) -> NodeHandle:
         model=Path(spec.model_path).stem,
         log_path=spec.log_path,
         sandbox=tuple(ready["sandbox"]),
+        backend=ready["backend"],
         features=frozenset(features),
     )

@@ -45,8 +45,10 @@ _PASSED_ON_PREFIXES = (
 _SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # such as LLAMA_API_KEY
 
 
-def environment(ours: Mapping[str, str]) -> dict[str, str]:
+def environment(ours: Mapping[str, str], *, wait: str = "auto", is_shared: bool = False) -> dict[str, str]:
     """What nodes get of our environment `ours`: what their libraries look at, and no secret.
+
+    `wait` and `is_shared` as `llama.spin_environment` has them.
 
     Anybody who can read a node's memory could read the rest there, and a node needs none of it.
     """
@@ -55,7 +57,7 @@ def environment(ours: Mapping[str, str]) -> dict[str, str]:
         for name, value in ours.items()
         if (name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)) and not any(word in name for word in _SECRETS)
     }
-    return passed_on | llama.spin_environment(ours)
+    return passed_on | llama.spin_environment(ours, wait=wait, is_shared=is_shared)
 
 
 class ZygoteProcess:
@@ -81,9 +83,13 @@ class ZygoteProcess:
 
     @classmethod
     async def start(
-        cls, *, on_event: Callable[[dict[str, Any]], None], on_end: Callable[[ZygoteProcess], None]
+        cls,
+        *,
+        on_event: Callable[[dict[str, Any]], None],
+        on_end: Callable[[ZygoteProcess], None],
+        wait: str = "auto",
     ) -> ZygoteProcess:
-        """Starts the process; `wait_up` tells when it takes orders.
+        """Starts the process; `wait_up` tells when it takes orders. `wait` says how its nodes' idle threads wait.
 
         Raises: `OSError`.
         """
@@ -95,7 +101,7 @@ class ZygoteProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
-            env=environment(os.environ),
+            env=environment(os.environ, wait=wait, is_shared=llama.machine_is_shared()),
         )
         return cls(process, on_event=on_event, on_end=on_end)
 
@@ -104,6 +110,11 @@ class ZygoteProcess:
         """How it ended, as a sentence part; "" while it lives."""
         status = self._process.returncode
         return "" if status is None else exit_reason(status)
+
+    @property
+    def status(self) -> int:
+        """Its exit status, negative for a signal; 0 while it lives."""
+        return self._process.returncode or 0
 
     async def wait_up(self) -> None:
         """Returns once the engine's library is loaded.

@@ -1,4 +1,4 @@
-"""Sockets to listen on: what may be replaced, what must not be touched, and errors that say which it was.
+"""Unix sockets to listen on: what may be replaced, what must not be touched, and errors that say which it was.
 
 A Unix socket is made with mode 0600, never in the place of a live one or of what is no socket; a stale one is replaced.
 Knows nothing of the protocol.
@@ -82,7 +82,7 @@ def _clear_place(path: Path) -> None:
     if not stat.S_ISSOCK(facts.st_mode):
         raise NameInUse(f"{path} exists and is no socket: it is left alone; remove it or choose another path")
     if _is_live(path):
-        raise NameInUse(f"a bridge listens on {path} already: stop it first or choose another path")
+        raise NameInUse(f"a server listens on {path} already: stop it first or choose another path")
     path.unlink()
 
 
@@ -100,11 +100,11 @@ def _is_live(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _only_starter() -> Iterator[None]:
-    """Keeps two starting bridges from both finding the same stale socket; the lock ends with the process.
+    """Keeps two starting servers from both finding the same stale socket; the lock ends with the process.
 
     It is on our runtime directory, which nobody else can open: one on the socket's directory, which may be /tmp, could
     be held for ever by anybody. A lock on it needs no file of its own, which could not be removed without a race, and
-    bridges that start at once with different sockets can wait for each other.
+    servers that start at once with different sockets can wait for each other.
     """
     directory = paths.make_private_dir(paths.runtime_dir())
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -116,7 +116,7 @@ def _only_starter() -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise NameInUse(f"another bridge has been starting for long: it locks {directory}") from None
+                    raise NameInUse(f"another server has been starting for long: it locks {directory}") from None
                 time.sleep(_LOCK_RETRY_S)
         yield
     finally:

@@ -1,0 +1,261 @@
+"""The engine: the plain wheel, what `llamboctl engine build` and `tune` make of it, and a native llama-server.
+
+    python -m bench.engine [tiny] [small] [medium] [shared] [--rounds N]
+
+Everything is measured within one run, in turns, and told as the median of the rounds' ratios. The tuned engine is the
+one of this home (`LLAMBO_HOME`): build it first. A `llama-server` on PATH takes part; let it be of the same tag.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.harness import Report, model
+from llambo.cluster.launch.base import NodeHandle, NodeRequest
+from llambo.cluster.launch.local import LocalLauncher
+from llambo.core import paths
+from llambo.core.types import LoadOptions
+from llambo.engine import calibrate, gguf, measure
+from llambo.engine.choices import Choice, Shape
+from llambo.engine.engines import Engines
+from llambo.engine.processor import usable_cores
+from llambo.engine.trial import Setting, Trial, TrialFailed, post
+
+ROUNDS = 7
+STREAMS = 8
+PREFILL_TOKENS = 256
+DECODE_TOKENS = 48
+STREAM_TOKENS = 24
+FAST = 4
+"""The tiny model gets so many times as many tokens: else a sample is over in milliseconds."""
+TUNE_S = 40.0
+TIMEOUT_S = 300.0
+_WORDS = itertools.count()
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way to answer: `ask(body)` gives llama-server's reply to `/completion`. `scale` is how many times as much."""
+
+    name: str
+    ask: Callable[[dict[str, Any]], dict[str, Any]]
+    scale: int = 1
+
+
+def _ids(tokens: int) -> list[int]:
+    """Token ids that nobody was asked about before; valid in every model of `make_model`."""
+    start = next(_WORDS) * 17
+    return [261 + (start + step * 7) % 250 for step in range(tokens)]
+
+
+def _body(prompt: int, tokens: int) -> dict[str, Any]:
+    return {
+        "prompt": _ids(prompt),
+        "n_predict": tokens,
+        "temperature": 0,
+        "cache_prompt": False,
+        "ignore_eos": True,
+    }
+
+
+def _prefill(one: Contestant) -> float:
+    return float(one.ask(_body(PREFILL_TOKENS, 1))["timings"]["prompt_per_second"])
+
+
+def _decode(one: Contestant) -> float:
+    return float(one.ask(_body(8, DECODE_TOKENS * one.scale))["timings"]["predicted_per_second"])
+
+
+def _streams(one: Contestant) -> float:
+    """Tokens per second of all streams together, prompts included."""
+    bodies = [_body(8, STREAM_TOKENS * one.scale) for _ in range(STREAMS)]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(STREAMS) as pool:
+        answers = list(pool.map(one.ask, bodies))
+    return sum(int(answer["tokens_predicted"]) for answer in answers) / (time.perf_counter() - began)
+
+
+TESTS = {"prefill": _prefill, "decode": _decode, f"{STREAMS} streams": _streams}
+
+
+@contextlib.contextmanager
+def _ours(name: str, setting: Setting) -> Iterator[Contestant]:
+    with Trial(setting, timeout_s=TIMEOUT_S) as trial:
+        yield Contestant(name, lambda body: trial._post("/completion", body, TIMEOUT_S))
+
+
+@contextlib.contextmanager
+def _native(program: str, setting: Setting) -> Iterator[Contestant]:
+    """A llama-server with the same model, context, slots and threads, and its own defaults for the rest."""
+    with tempfile.TemporaryDirectory(prefix="llambo-bench-") as directory:
+        socket = f"{directory}/n.sock"
+        command = [
+            *(program, "--model", setting.model_path, "--host", socket, "--parallel", str(setting.slots)),
+            *("--ctx-size", str(setting.ctx * setting.slots), "--threads", str(usable_cores())),
+            *("--no-webui", "--log-verbosity", "0"),
+        ]
+        with Path(directory, "log").open("wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            _wait_for(process, socket, Path(directory, "log"))
+            yield Contestant("native", lambda body: post(socket, "/completion", body, timeout_s=TIMEOUT_S))
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait_for(process: subprocess.Popen[bytes], socket: str, log: Path) -> None:
+    """Returns when the server answers; it offers nothing that one could wait on."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(ConnectionError, TrialFailed):
+            post(socket, "/completion", _body(1, 1), timeout_s=TIMEOUT_S)
+            return
+        time.sleep(0.1)
+    raise SystemExit(f"{process.args!r} does not serve: {log.read_text(errors='replace')[-500:]}")
+
+
+def _tuned(plain: Setting, choice: Choice, engines: Engines) -> Setting:
+    directories = {one.name: str(one.directory) for one in engines.built()}
+    return replace(
+        plain,
+        backend=directories.get(choice.backend, ""),
+        threads=choice.threads,
+        batch=choice.batch,
+        flash_attention=choice.flash_attention,
+    )
+
+
+def engine(report: Report, preset: str, *, rounds: int = ROUNDS) -> None:
+    """One model: the plain wheel, the tuned engine, and a native llama-server where there is one."""
+    path = model(preset)
+    engines, shape = Engines(paths.home()), Shape(slots=STREAMS, threads=usable_cores())
+    plain = measure.plain_setting(gguf.read(path), shape)
+    choice = calibrate.calibrate_and_remember(engines, path, shape, limit_s=TUNE_S, thorough=True)
+    tuned = _tuned(plain, choice, engines)
+    told = f"{choice.backend or 'wheel'}, {tuned.threads} threads, batch {tuned.batch}, {tuned.flash_attention}"
+    report.add(f"engine {preset}: tuned", told)
+    native = shutil.which("llama-server")
+    with contextlib.ExitStack() as stack:
+        racers = [stack.enter_context(_ours("plain", plain)), stack.enter_context(_ours("tuned", tuned))]
+        if native:
+            racers.append(stack.enter_context(_native(native, plain)))
+        racers = [replace(one, scale=FAST if preset == "tiny" else 1) for one in racers]
+        for what, test in TESTS.items():
+            rates = _race(racers, test, rounds)
+            figures = ", ".join(f"{one.name} {statistics.median(rates[one.name]):.0f}" for one in racers)
+            report.add(f"engine {preset}: {what}, tokens/s", figures)
+            report.add(
+                f"engine {preset}: {what}, tuned / plain", _ratio(rates, "tuned", "plain"), _wanted(preset, what)
+            )
+            if native:
+                report.add(f"engine {preset}: {what}, tuned / native", _ratio(rates, "tuned", "native"), ">= 0.97")
+
+
+def _race(racers: list[Contestant], test: Callable[[Contestant], float], rounds: int) -> dict[str, list[float]]:
+    """Rates by name; in each round everybody runs once, and who begins changes."""
+    for one in racers:
+        test(one)  # warm
+    rates: dict[str, list[float]] = {one.name: [] for one in racers}
+    for number in range(rounds):
+        turn = number % len(racers)
+        for one in racers[turn:] + racers[:turn]:
+            rates[one.name].append(test(one))
+    return rates
+
+
+def _ratio(rates: dict[str, list[float]], first: str, second: str) -> str:
+    return f"{statistics.median(a / b for a, b in zip(rates[first], rates[second], strict=True)):.2f}"
+
+
+def _wanted(preset: str, what: str) -> str:
+    wanted = {("small", "prefill"): ">= 2 (AVX-512, AMX)", ("small", "decode"): ">= 1.5 (AVX-512, AMX)"}
+    return wanted.get((preset, what), ">= 0.97")
+
+
+def shared(report: Report, *, rounds: int = ROUNDS) -> None:
+    """Four nodes for two cores, all busy: as before, and with shared threads and what was measured."""
+    asyncio.run(_shared(report, rounds))
+
+
+async def _shared(report: Report, rounds: int) -> None:
+    path, cores = model("small"), usable_cores()
+    count = 2 * cores
+    options = LoadOptions(ctx=512, slots=4, threads=min(4, cores))  # as a medium node has them
+    with tempfile.TemporaryDirectory(prefix="llambo-bench-") as directory:
+        async with contextlib.AsyncExitStack() as stack:
+            groups = []
+            for name, engines in (("plain", None), ("tuned", Engines(paths.home()))):
+                launcher = LocalLauncher(Path(directory, name), engines=engines)
+                stack.push_async_callback(launcher.close)
+                spawns = (launcher.spawn(_request(n, path, options), timeout_s=TIMEOUT_S) for n in range(count))
+                groups.append(await asyncio.gather(*spawns))
+            totals = [await _together(group) for group in groups]  # warm
+            pairs = []
+            for _ in range(rounds):
+                totals = [await _together(group) for group in groups]
+                pairs.append(totals)
+    medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
+    ratio = statistics.median(tuned / plain for plain, tuned in pairs)
+    report.add(f"engine: {count} nodes on {cores} cores, tokens/s", f"plain {medians[0]:.0f}, tuned {medians[1]:.0f}")
+    report.add(f"engine: {count} nodes on {cores} cores, tuned / plain", f"{ratio:.2f}", ">= 1.5")
+
+
+def _request(number: int, path: Path, options: LoadOptions) -> NodeRequest:
+    return NodeRequest(f"n{number}.1", str(path), options)
+
+
+async def _together(nodes: list[NodeHandle]) -> float:
+    """Tokens per second of all nodes, each with one stream."""
+    bodies = [_body(16, STREAM_TOKENS) for _ in nodes]
+    began = time.perf_counter()
+    await asyncio.gather(
+        *(
+            asyncio.to_thread(post, node.socket_path, "/completion", body, timeout_s=TIMEOUT_S)
+            for node, body in zip(nodes, bodies, strict=True)
+        )
+    )
+    return len(nodes) * STREAM_TOKENS / (time.perf_counter() - began)
+
+
+PARTS: dict[str, Callable[[Report], None]] = {
+    "engine-tiny": lambda report: engine(report, "tiny"),
+    "engine-small": lambda report: engine(report, "small"),
+    "engine-medium": lambda report: engine(report, "medium"),
+    "engine-shared": shared,
+}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", help="of tiny, small, medium, shared; default: all")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    report = Report()
+    if not Engines(paths.home()).has_any:
+        report.add("engine", f"nothing is built in {paths.home()}: run `llamboctl engine build` first")
+    for part in options.parts or ("tiny", "small", "medium", "shared"):
+        if part == "shared":
+            shared(report, rounds=options.rounds)
+        elif f"engine-{part}" in PARTS:
+            engine(report, part, rounds=options.rounds)
+        else:
+            parser.error(f"no such part: {part}")
+
+
+if __name__ == "__main__":
+    main()

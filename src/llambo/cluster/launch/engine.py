@@ -1,0 +1,143 @@
+"""Which engine each node of a launcher gets, and what follows when one fails or was never measured.
+
+Owns the calibration that runs beside the nodes, at most one at a time and once for each model and shape of node, and
+the rule what a crash says about a backend. What to choose is `engine.engines`' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from llambo.engine.choices import Shape
+from llambo.engine.engines import EnginePolicy, Engines, share_of_threads
+from llambo.engine.processor import usable_cores
+from llambo.node.spec import NodeSpec
+
+log = logging.getLogger("llambo.launch.engine")
+
+CALIBRATION_S = 30.0
+"""When a calibration is given up: it takes 5 s, and a self-test before it some more."""
+END_S = 5.0
+_CRASHES = frozenset({signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT})
+
+
+class NodeEngines:
+    """The engines of one launcher's nodes; with `engines` None every node has the wheel's own, as it was asked for."""
+
+    def __init__(self, engines: Engines | None) -> None:
+        self._engines = engines
+        self._tried: set[tuple[str, object]] = set()
+        self._calibration: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    @property
+    def policy(self) -> EnginePolicy:
+        """What the configuration says."""
+        return self._engines.policy if self._engines is not None else EnginePolicy()
+
+    async def complete(self, spec: NodeSpec, *, nodes: int) -> NodeSpec:
+        """The spec with what the engine is opened with, for one of `nodes` nodes that share this machine."""
+        if self._engines is None:
+            return spec
+        engines = self._engines
+        if engines.policy.share_cores:
+            spec = dataclasses.replace(spec, threads=share_of_threads(spec.threads, nodes=nodes))
+        if spec.pools or not engines.has_any:
+            policy = engines.policy
+            return dataclasses.replace(spec, flash_attention=policy.flash_attention, numa=policy.numa, cpus=policy.cpus)
+        opening = await asyncio.to_thread(
+            engines.opening,
+            Path(spec.model_path),
+            shape=_shape(spec),
+            threads=spec.threads,
+            batch=spec.batch,
+        )
+        return dataclasses.replace(spec, **dataclasses.asdict(opening))
+
+    def blames(self, spec: NodeSpec, status: int) -> bool:
+        """Sets the backend of a node aside that ended by itself with this status; whether it was the backend's doing.
+
+        A node that was killed, or that ran out of memory, says nothing about its backend.
+        """
+        if self._engines is None or not spec.backend or -status not in _CRASHES:
+            return False
+        name = signal.Signals(-status).name
+        self._engines.disable(Path(spec.backend).name, f"a node that used it crashed ({name})")
+        return True
+
+    def cannot_load(self, backend: str, reason: str) -> None:
+        """Sets a backend aside that a zygote or a node could not load."""
+        if self._engines is not None:
+            self._engines.disable(backend, f"it could not be loaded: {reason}")
+
+    def has_served(self, spec: NodeSpec) -> None:
+        """A node is ready: where nothing is known of such a node yet, it is measured, in the background."""
+        engines = self._engines
+        if engines is None or self._is_closed or spec.pools or not engines.has_any:
+            return
+        key = (spec.model_path, _shape(spec))
+        if key in self._tried or (self._calibration is not None and not self._calibration.done()):
+            return
+        self._tried.add(key)
+        self._calibration = asyncio.create_task(self._calibrate(engines, spec), name="calibration")
+
+    async def close(self) -> None:
+        """Ends a calibration that is in progress, and starts no more."""
+        self._is_closed = True
+        if self._calibration is not None:
+            self._calibration.cancel()
+            await asyncio.gather(self._calibration, return_exceptions=True)
+
+    async def _calibrate(self, engines: Engines, spec: NodeSpec) -> None:
+        shape = _shape(spec)
+        if not await asyncio.to_thread(engines.lacks_choice, Path(spec.model_path), shape):
+            return
+        order = {"home": str(engines.home), "model": spec.model_path, "shape": dataclasses.asdict(shape)}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "llambo.engine.calibrate",
+                json.dumps(order),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            log.warning("%s could not be measured: %s", spec.model_path, error.strerror)
+            return
+        try:
+            async with asyncio.timeout(CALIBRATION_S):
+                assert process.stdout is not None
+                said = await process.stdout.read()
+            log.info("measured %s (%s): %s", spec.model_path, shape, said.decode(errors="replace").strip() or "nothing")
+        except TimeoutError:
+            log.warning("measuring %s took longer than %g s and was given up", spec.model_path, CALIBRATION_S)
+        finally:
+            await asyncio.shield(_end(process))
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ends a calibration, which ends its engines; by force where it does not listen."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        async with asyncio.timeout(END_S):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+def _shape(spec: NodeSpec) -> Shape:
+    return Shape.of(ctx=spec.ctx, slots=spec.slots, threads=spec.threads or usable_cores())

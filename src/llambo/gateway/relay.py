@@ -1,0 +1,247 @@
+"""One request to a node and its reply, as raw ASGI: a piece that a node gives is one `send`.
+
+Owns the client's connection: notices when it is gone, gives signs of life while the node is silent, and sees to it that
+a reply has exactly one end. What is asked of whom, `inference` has found out before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+from starlette.types import Receive, Scope, Send
+
+from llambo.cluster.relay import RelayReply, RelayRequest, Relays
+from llambo.core.errors import Cancelled, Diverged, LlamboError
+from llambo.gateway import sse
+from llambo.gateway.errors import Dialect, Failure, failure_of, failure_of_node
+from llambo.gateway.streams import Stream, Streams
+
+log = logging.getLogger("llambo.gateway")
+
+DEBUG_HEADER = b"x-llambo-debug"
+Headers = list[tuple[bytes, bytes]]
+
+
+class ClientGone(Exception):
+    """Nobody is there any more to be told anything."""
+
+
+class Refused(Exception):
+    """The node refused the request; `failure` says it to the outside."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Exchange:
+    """One HTTP request and its reply: who asks, and how far the reply has got.
+
+    What the guard has found out is in the scope's state: `request_id`, `owner` (a token's id or "").
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, dialect: Dialect) -> None:
+        state: dict[str, Any] = scope.get("state") or {}
+        self.id: str = state.get("request_id") or f"req-{uuid.uuid4().hex}"
+        self.owner: str = state.get("owner") or ""
+        self.dialect = dialect
+        self.receive = receive
+        self.send = send
+        self.is_open = False  # the headers of a stream are out
+        self._headers = scope["headers"]
+
+    def header(self, name: bytes) -> str:
+        """The value of a request's header, "" without it."""
+        return next((value.decode("latin-1") for key, value in self._headers if key == name), "")
+
+    async def body(self) -> bytes:
+        """The request's body. Raises: `ClientGone`, `TooLarge`."""
+        pieces: list[bytes] = []
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            pieces.append(message.get("body", b""))
+            if not message.get("more_body"):
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def open(self, content_type: str, node: str = "") -> None:
+        """Sends the headers of a stream."""
+        headers = [(b"content-type", content_type.encode("latin-1")), *sse.HEADERS, *self._told(node)]
+        self.is_open = True
+        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def piece(self, piece: bytes) -> None:
+        """Sends a part of the stream."""
+        await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def end(self) -> None:
+        """Ends the stream."""
+        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def whole(self, status: int, headers: Headers, body: bytes, node: str = "") -> None:
+        """Sends a reply that is no stream."""
+        headers = [*headers, (b"content-length", str(len(body)).encode()), *self._told(node)]
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def fail(self, failure: Failure) -> None:
+        """Ends with `failure`: as the reply, or as a stream's last event."""
+        if not self.is_open:
+            await self.whole(failure.status, failure.headers, failure.body(self.dialect))
+            return
+        await self.piece(failure.event(self.dialect))
+        await self.end()
+
+    def _told(self, node: str) -> Headers:
+        return [(b"x-llambo-node", node.encode())] if node and self.header(DEBUG_HEADER) == "1" else []
+
+
+class Leash:
+    """Ends what runs inside it with an exception: `ClientGone` when the client hangs up, or what `pull` is given.
+
+    The request's body must have been read.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._timeout = asyncio.timeout(None)  # it cancels what is inside, and tells that from other cancellations
+        self._why: Exception | None = None
+        self._is_over = False
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        self._watch = asyncio.create_task(self._watch_client())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_over = True
+        self._watch.cancel()
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            if self._why is None:
+                raise
+            raise self._why from None
+
+    def pull(self, why: Exception) -> None:
+        """Ends it with `why`, unless it is over or pulled already."""
+        if self._why is None and not self._is_over:
+            self._why = why
+            self._timeout.reschedule(asyncio.get_running_loop().time())
+
+    async def _watch_client(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.pull(ClientGone())
+
+
+class Pulse:
+    """Pings the client of an open stream each time that nothing was sent for `interval_s` seconds."""
+
+    def __init__(self, exchange: Exchange, interval_s: float) -> None:
+        self._exchange = exchange
+        self._interval_s = interval_s
+        self._loop = asyncio.get_running_loop()
+        self._ping: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.last = self._loop.time()
+
+    def __enter__(self) -> Self:
+        self._timer = self._loop.call_later(self._interval_s, self._look)
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._ping is not None:
+            self._ping.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        # A ping that waits is for a client that does not read: another one would not reach it either.
+        is_waiting = self._ping is not None and not self._ping.done()
+        if self._exchange.is_open and not is_waiting and now - self.last >= self._interval_s:
+            self.last = now
+            self._ping = self._loop.create_task(self._exchange.piece(sse.PING))
+        self._timer = self._loop.call_at(max(self.last, now) + self._interval_s, self._look)
+
+
+async def answer(exchange: Exchange, relays: Relays, request: RelayRequest) -> tuple[bytes, RelayReply]:
+    """A reply that is no stream, whole. Raises: `LlamboError`, `Refused`, `ClientGone`."""
+    async with Leash(exchange.receive), relays.relay(request) as reply:
+        return await _collected(reply), reply
+
+
+async def deliver(
+    exchange: Exchange, relays: Relays, streams: Streams, stream: Stream, *, ping_s: float, start: int = 0
+) -> None:
+    """A stream from its beginning; one that was lost, from its event number `start`: replayed, then gone on with.
+
+    Raises: `LlamboError`, `Refused`, `ClientGone`; the end is the caller's to send then.
+    """
+    leash = Leash(exchange.receive)
+    streams.run(stream, leash.pull)
+    keep = False
+    try:
+        with Pulse(exchange, ping_s) as pulse:
+            async with leash:
+                if stream.transcript is not None:
+                    await exchange.open("text/event-stream")
+                    for event in stream.transcript.events(start):
+                        await exchange.piece(event)
+                if not stream.is_whole:
+                    await _relay(exchange, relays, stream, pulse)
+        keep = True
+        await exchange.end()
+    except (ClientGone, LlamboError) as error:
+        keep = not isinstance(error, Diverged | Cancelled)  # another try may do better
+        raise
+    finally:
+        streams.stopped(stream, keep=keep)
+
+
+async def _relay(exchange: Exchange, relays: Relays, stream: Stream, pulse: Pulse) -> None:
+    request = stream.request
+    if stream.transcript is not None:
+        request = replace(request, resume=stream.transcript)
+    async with relays.relay(request) as reply:
+        if reply.status != 200:
+            await _collected(reply)
+        stream.transcript = reply.transcript
+        if not exchange.is_open:
+            await exchange.open(reply.content_type, reply.node)
+        clock = asyncio.get_running_loop().time
+        send = exchange.send
+        async for piece in reply:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            pulse.last = clock()
+
+
+async def _collected(reply: RelayReply) -> bytes:
+    """The whole body. Raises: `Refused` unless its status is 200."""
+    body = b"".join([piece async for piece in reply])
+    if reply.status != 200:
+        raise Refused(failure_of_node(reply.status, body, reply.node))
+    return body
+
+
+async def ended(exchange: Exchange, error: Exception) -> None:
+    """Ends the exchange with what was raised; a client that is gone is told nothing."""
+    match error:
+        case ClientGone():
+            return
+        case Refused():
+            await exchange.fail(error.failure)
+        case LlamboError():
+            await exchange.fail(failure_of(error))
+        case _:
+            log.error("request %s failed", exchange.id, exc_info=error)
+            await exchange.fail(Failure(500, "failed", "the gateway itself failed; its log says why"))
