@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -351,7 +352,13 @@ async def test_an_unknown_model_is_404_with_the_names(cluster: Cluster, name: st
 async def test_every_endpoint_is_documented_with_its_body_and_statuses(cluster: Cluster) -> None:
     async with serving(cluster, MadeUp([])) as served:
         described = (await served.client.get("/openapi.json")).json()
-        assert (await served.client.get("/docs")).status_code == 200
+        page = await served.client.get("/docs")
+        assert page.status_code == 200
+        loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert len(loaded) >= 2
+        for address in loaded:
+            assert address.startswith("/"), "nothing comes from elsewhere"
+            assert (await served.client.get(address)).status_code == 200
     for endpoint in ENDPOINTS:
         operation = described["paths"][endpoint.path]["post"]
         schema = operation["requestBody"]["content"]["application/json"]["schema"]

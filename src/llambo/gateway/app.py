@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llambo.cluster.control import Control
 from llambo.cluster.door import Door
@@ -42,28 +42,28 @@ class Gateway:
     streams: Streams
 
 
-class _Application(FastAPI):
-    """FastAPI, with a short way to the endpoints that relay: its routing and wrappers would cost more than all else."""
-
-    def __init__(self, direct: dict[str, Raw], **about: Any) -> None:
-        super().__init__(**about)
-        self._direct = direct
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self._direct.get(scope["path"]) if scope.get("method") == "POST" else None
-        await (answer or super().__call__)(scope, receive, send)
-
-
-def make_app(gateway: Gateway) -> FastAPI:
+def make_app(gateway: Gateway) -> ASGIApp:
     """The application; the guard belongs around it."""
     answers = replies(gateway)
-    app = _Application(
-        answers,
+    described = _described(gateway, answers)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # A short way to the endpoints that relay: FastAPI's routing and wrappers would cost more than all else.
+        answer = answers.get(scope["path"]) if scope.get("method") == "POST" else None
+        await (answer or described)(scope, receive, send)
+
+    return app
+
+
+def _described(gateway: Gateway, answers: dict[str, Raw]) -> FastAPI:
+    """Everything, with its description; the page at /docs loads nothing from elsewhere."""
+    app = FastAPIOffline(
         title="Llambo",
         version=__version__,
         description="llama.cpp models across many nodes, behind one door.",
         docs_url="/docs",
         redoc_url=None,
+        static_url="/docs/files",
         redirect_slashes=False,
     )
     app.include_router(inference_routes(gateway, answers))
