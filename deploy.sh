@@ -16,7 +16,7 @@ usage: ./deploy.sh COMMAND [ARGUMENT…]
   status                    show what it has loaded and done
   test-ffi [MODEL]          load MODEL (default: built-in) in a private bridge, and check the plain calls
   test-streaming [MODEL]    the same, and check a streamed answer
-  build-bridge              build the engine for this processor (not there yet)
+  build-bridge [OPTION…]    build the engine for this processor, test it and measure (llamboctl engine build)
 END
 }
 
@@ -118,10 +118,9 @@ Go on with:
 '
 }
 
-build_bridge() {
-    printf 'llambo: nothing is built yet: the engine is the one in the installed xllamacpp wheel. ' >&2
-    printf 'Builds for this very processor come with the work on engine speed.\n' >&2
-    exit 1
+build_bridge() { # build_bridge OPTION…: llamboctl engine build
+    set_up run
+    exec "$bin/llamboctl" engine build "$@"
 }
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -148,7 +147,7 @@ case $command in
     status) control status "$@" ;;
     test-ffi) control test --ffi "$@" ;;
     test-streaming) control test --streaming "$@" ;;
-    build-bridge) build_bridge ;;
+    build-bridge) build_bridge "$@" ;;
     help | -h | --help) usage ;;
     *) bad_usage "no such command: $command" ;;
 esac

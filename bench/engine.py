@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import os
 import shutil
 import statistics
 import subprocess
@@ -23,6 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench.harness import Report, model
 from llambo.cluster.launch.base import NodeHandle, NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
@@ -30,7 +33,7 @@ from llambo.core import paths
 from llambo.core.types import LoadOptions
 from llambo.engine import calibrate, gguf, measure
 from llambo.engine.choices import Choice, Shape
-from llambo.engine.engines import Engines
+from llambo.engine.engines import Engines, share_of_threads
 from llambo.engine.processor import usable_cores
 from llambo.engine.trial import Setting, Trial, TrialFailed, post
 
@@ -42,6 +45,8 @@ STREAM_TOKENS = 24
 FAST = 4
 """The tiny model gets so many times as many tokens: else a sample is over in milliseconds."""
 TUNE_S = 40.0
+LIBRARY_SPIN = "300000"
+"""What libgomp spins where nobody tells it otherwise (its env.c)."""
 TIMEOUT_S = 300.0
 _WORDS = itertools.count()
 
@@ -187,48 +192,66 @@ def _wanted(preset: str, what: str) -> str:
 
 
 def shared(report: Report, *, rounds: int = ROUNDS) -> None:
-    """Four nodes for two cores, all busy: as before, and with shared threads and what was measured."""
-    asyncio.run(_shared(report, rounds))
+    """Four nodes for two cores, all busy: as the library has it, as Llambo has it untuned, and tuned.
 
-
-async def _shared(report: Report, rounds: int) -> None:
+    Beside the rate there is what a second of processor time brings. The rate alone depends on who else is at work: more
+    threads take more of the machine from others.
+    """
     path, cores = model("small"), usable_cores()
-    count = 2 * cores
-    options = LoadOptions(ctx=512, slots=4, threads=min(4, cores))  # as a medium node has them
+    count, engines = 2 * cores, Engines(paths.home())
+    shape = Shape.of(ctx=512, slots=4, threads=share_of_threads(0, nodes=count))
+    calibrate.calibrate_and_remember(engines, path, shape, limit_s=TUNE_S / 2)
+    rounds_ = asyncio.run(_shared(path, count, engines, rounds))
+    for number, what in enumerate(("tokens/s", "tokens for a second of processor time")):
+        rates = [[group[number] for group in one] for one in rounds_]
+        library, untuned, tuned = (statistics.median(column) for column in zip(*rates, strict=True))
+        title = f"engine: {count} nodes on {cores} cores, {what}"
+        report.add(title, f"library's own {library:.0f}, untuned {untuned:.0f}, tuned {tuned:.0f}")
+        for base, name in enumerate(("library's own", "untuned")):
+            ratio = statistics.median(one[2] / one[base] for one in rates)
+            report.add(f"{title}, tuned / {name}", f"{ratio:.2f}", ">= 1.5")
+
+
+async def _shared(path: Path, count: int, engines: Engines, rounds: int) -> list[list[tuple[float, float]]]:
+    """For each round what each of the three groups of nodes brought."""
+    options = LoadOptions(ctx=512, slots=4, threads=min(4, usable_cores()))  # as a medium node has them
     with tempfile.TemporaryDirectory(prefix="llambo-bench-") as directory:
         async with contextlib.AsyncExitStack() as stack:
             groups = []
-            for name, engines in (("plain", None), ("tuned", Engines(paths.home()))):
-                launcher = LocalLauncher(Path(directory, name), engines=engines)
+            for number, (chosen, spin) in enumerate(((None, LIBRARY_SPIN), (None, ""), (engines, ""))):
+                launcher = LocalLauncher(Path(directory, str(number)), engines=chosen)
                 stack.push_async_callback(launcher.close)
+                os.environ.pop("GOMP_SPINCOUNT", None)
+                if spin:
+                    os.environ["GOMP_SPINCOUNT"] = spin
                 spawns = (launcher.spawn(_request(n, path, options), timeout_s=TIMEOUT_S) for n in range(count))
                 groups.append(await asyncio.gather(*spawns))
-            totals = [await _together(group) for group in groups]  # warm
-            pairs = []
-            for _ in range(rounds):
-                totals = [await _together(group) for group in groups]
-                pairs.append(totals)
-    medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
-    ratio = statistics.median(tuned / plain for plain, tuned in pairs)
-    report.add(f"engine: {count} nodes on {cores} cores, tokens/s", f"plain {medians[0]:.0f}, tuned {medians[1]:.0f}")
-    report.add(f"engine: {count} nodes on {cores} cores, tuned / plain", f"{ratio:.2f}", ">= 1.5")
+            for group in groups:
+                await _together(group)  # warm
+            return [[await _together(group) for group in groups] for _ in range(rounds)]
 
 
 def _request(number: int, path: Path, options: LoadOptions) -> NodeRequest:
     return NodeRequest(f"n{number}.1", str(path), options)
 
 
-async def _together(nodes: list[NodeHandle]) -> float:
-    """Tokens per second of all nodes, each with one stream."""
+async def _together(nodes: list[NodeHandle]) -> tuple[float, float]:
+    """Tokens of all nodes, each with one stream: per second, and per second of their processor time."""
     bodies = [_body(16, STREAM_TOKENS) for _ in nodes]
-    began = time.perf_counter()
+    began, used = time.perf_counter(), _processor_s(nodes)
     await asyncio.gather(
         *(
             asyncio.to_thread(post, node.socket_path, "/completion", body, timeout_s=TIMEOUT_S)
             for node, body in zip(nodes, bodies, strict=True)
         )
     )
-    return len(nodes) * STREAM_TOKENS / (time.perf_counter() - began)
+    tokens = len(nodes) * STREAM_TOKENS
+    return tokens / (time.perf_counter() - began), tokens / (_processor_s(nodes) - used)
+
+
+def _processor_s(nodes: list[NodeHandle]) -> float:
+    times = [psutil.Process(node.pid).cpu_times() for node in nodes]
+    return float(sum(one.user + one.system for one in times))
 
 
 PARTS: dict[str, Callable[[Report], None]] = {

@@ -21,10 +21,10 @@ def test_help_is_an_answer(machine: Machine, word: str) -> None:
     assert "test [PYTEST ARGUMENT…]" in told.stdout
 
 
-def test_build_bridge_says_that_there_is_nothing_to_build_yet(machine: Machine) -> None:
-    told = machine.run("./deploy.sh", "build-bridge")
-    assert (told.returncode, told.stdout) == (1, "")
-    assert "installed xllamacpp wheel" in told.stderr
+def test_build_bridge_sets_up_and_is_llamboctl_engine_build(machine: Machine) -> None:
+    done = machine.run("./deploy.sh", "build-bridge", "--no-tune")
+    assert (done.returncode, done.stdout) == (0, "<llamboctl><engine><build><--no-tune>\n")
+    assert machine.stamps() == {".llambo-run"}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from llambo.cli import (
     common,
     configuration,
     daemon_control,
+    engine,
     infer,
     logs,
     looks,
@@ -24,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Controls Llambo: the cluster and its nodes, bridges, models, tokens and the configuration.",
 )
-for part in (daemon_control, nodes, looks, top, infer, logs, models, configuration, mounting):
+for part in (daemon_control, nodes, looks, top, infer, logs, models, configuration, mounting, engine):
     part.register(app)
 app.add_typer(bridge_control.app, name="bridge")
 app.add_typer(tokens.app, name="token")

@@ -15,12 +15,17 @@ import select
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from llambo.core.errors import LlamboError
 from llambo.engine import llama
 from llambo.node import main as node
 from llambo.node.spec import NodeSpec
+
+if TYPE_CHECKING:
+    from llambo.engine.backend import Prepared
 
 _STDIN, _STDOUT = 0, 1
 _FILES = 65_536
@@ -32,6 +37,7 @@ class Zygote:
     def __init__(self) -> None:
         self._names: dict[int, str] = {}  # pid -> node name
         self._pids: dict[str, int] = {}  # and back
+        self._backends: dict[str, Prepared] = {}  # by directory: loaded once, and shared by every fork
         self._lifeline_read, self._lifeline_write = os.pipe()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -75,18 +81,34 @@ class Zygote:
 
     def _spawn(self, spec: NodeSpec) -> None:
         parent_pid = os.getpid()
+        prepared = self._prepare(spec)
         try:
             pid = os.fork()
         except OSError as error:  # of this node alone: the others go on
             node.say(_STDOUT, event="unforked", name=spec.name, message=str(error.strerror))
             return
         if pid == 0:
-            self._become(spec, parent_pid)
+            self._become(spec, parent_pid, prepared)
         self._names[pid] = spec.name
         self._pids[spec.name] = pid
         node.say(_STDOUT, event="started", name=spec.name, pid=pid)
 
-    def _become(self, spec: NodeSpec, parent_pid: int) -> NoReturn:
+    def _prepare(self, spec: NodeSpec) -> Prepared | None:
+        """The backend that the node wants, loaded; None for the wheel's own, also where it cannot be loaded."""
+        if not spec.backend:
+            return None
+        from llambo.engine import backend  # noqa: PLC0415 - only where something was built
+
+        try:
+            if spec.backend not in self._backends:
+                self._backends[spec.backend] = backend.prepare(Path(spec.backend))
+            return self._backends[spec.backend]
+        except (LlamboError, OSError) as error:
+            name = Path(spec.backend).name
+            node.say(_STDOUT, event="unbacked", name=spec.name, backend=name, message=str(error))
+            return None
+
+    def _become(self, spec: NodeSpec, parent_pid: int, prepared: Prepared | None) -> NoReturn:
         """In the child: drops everything that is the zygote's, then runs the node."""
         try:
             signal.set_wakeup_fd(-1)
@@ -98,7 +120,13 @@ class Zygote:
             os.dup2(null_fd, _STDIN)
             os.close(null_fd)
             try:
-                node.run(spec, events_fd=events_fd, lifeline_fd=self._lifeline_read, parent_pid=parent_pid)
+                node.run(
+                    spec,
+                    events_fd=events_fd,
+                    lifeline_fd=self._lifeline_read,
+                    parent_pid=parent_pid,
+                    prepared=prepared,
+                )
             except OSError as error:
                 node.say(events_fd, event="failed", name=spec.name, message=str(error))
         except BaseException:  # whatever it was, this child must not become a second zygote

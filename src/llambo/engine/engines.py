@@ -1,0 +1,207 @@
+"""What a node's engine is opened with: which backend, how many threads, and what was found to be fastest.
+
+The one place where the store, the choices and the policy meet. Where nothing was built it looks at one directory and
+changes nothing. Blocking, for milliseconds; measures nothing itself (`calibrate` does, in a process of its own).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llambo.core.errors import BadConfig, LlamboError
+from llambo.core.sections import Engine
+from llambo.engine import backend, backend_store, choices
+from llambo.engine.backend_store import Built, State
+from llambo.engine.choices import Choice, Choices, Shape
+from llambo.engine.processor import allowed_cores, this_machine, this_processor, usable_cores
+
+log = logging.getLogger("llambo.engine")
+
+AUTO, WHEEL = "auto", "wheel"
+_CORES_MOST = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePolicy:
+    """What the configuration says. `backend` is "auto" (what was measured), "wheel" or the name of a built one.
+
+    With `share_cores` nodes that share the machine get fewer threads. `cpus` are the cores nodes may run on; () is all.
+    `wait` says how idle threads wait: "active", "passive", or "auto" for by how busy the machine is.
+    """
+
+    backend: str = AUTO
+    calibrate: bool = True
+    share_cores: bool = True
+    flash_attention: str = AUTO
+    numa: str = ""
+    cpus: tuple[int, ...] = ()
+    wait: str = AUTO
+
+    @classmethod
+    def of(cls, section: Engine) -> EnginePolicy:
+        """What the section `engine` of the configuration says. Raises: `BadConfig`."""
+        return cls(
+            backend=section.backend,
+            calibrate=section.calibrate,
+            share_cores=section.share_cores,
+            flash_attention=section.flash_attention,
+            numa=section.numa,
+            cpus=parse_cpus(section.cpus),
+            wait=section.wait,
+        )
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """The cores that "0-3,6" means, sorted; () for "".
+
+    Raises: `BadConfig` for a range that goes backwards, or where none of them can be used here.
+    """
+    cores: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        low, high = int(first), int(last or first)
+        if low > high:
+            raise BadConfig(f"engine.cpus: {part.strip()} goes backwards; write {high}-{low}")
+        cores.update(range(low, min(high, _CORES_MOST) + 1))
+    if cores and not cores & allowed_cores():
+        raise BadConfig(f"engine.cpus: none of {text} can be used here; there are {sorted(allowed_cores())}")
+    return tuple(sorted(cores & allowed_cores()))
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a node opens its engine; `backend` is a directory of the store, "" the wheel's own."""
+
+    backend: str
+    threads: int
+    batch: int
+    flash_attention: str
+    numa: str
+    cpus: tuple[int, ...]
+
+
+class Engines:
+    """The engines of one home, on this machine."""
+
+    def __init__(self, home: Path, policy: EnginePolicy | None = None) -> None:
+        self.home = home
+        self.policy = policy or EnginePolicy()
+        self._looked: dict[Path, tuple[object, Built]] = {}
+        self._disabled: dict[str, str] = {}  # name -> reason, of backends that failed while we live
+
+    @property
+    def has_any(self) -> bool:
+        """Whether anything was ever built in this home; costs one look at the disk."""
+        return backend_store.engines_dir(self.home).is_dir()
+
+    def built(self) -> list[Built]:
+        """Every backend for the installed wheel, as it stands here; files that did not change are not read again.
+
+        Raises: `LlamboError` where xllamacpp is not installed.
+        """
+        if not self.has_any:
+            return []
+        version, processor, machine = backend.wheel_version(), this_processor(), this_machine()
+        place = backend_store.tag_dir(self.home, version)
+        found = []
+        for directory in backend_store.directories(place):
+            stamp = _stamp(directory)
+            known = self._looked.get(directory)
+            if known is None or known[0] != stamp:
+                looked = backend_store.look(directory, version=version, processor=processor, machine=machine)
+                known = self._looked[directory] = (stamp, looked)
+            one = known[1]
+            reason = self._disabled.get(one.name)
+            found.append(replace(one, state=State.SET_ASIDE, reason=reason) if reason else one)
+        return found
+
+    def choices(self) -> Choices:
+        """What is remembered for the installed wheel on this machine. Raises: `LlamboError`."""
+        return Choices(self.home, tag=backend_store.tag_of(backend.wheel_version()), machine=this_machine())
+
+    def opening(self, model_path: Path, *, shape: Shape, threads: int, batch: int) -> Opening:
+        """How to open `model_path` in a node of that shape; `threads` and `batch` are what it would have otherwise.
+
+        Never raises: where something is wrong with what was built, the wheel's own serves, and the log says why.
+        """
+        policy = self.policy
+        plain = Opening("", threads, batch, policy.flash_attention, policy.numa, policy.cpus)
+        if policy.backend == WHEEL or not self.has_any:
+            return plain
+        try:
+            trusted = {one.name: one for one in self.built() if one.state is State.TRUSTED}
+            if policy.backend != AUTO:
+                return replace(plain, backend=self._named(policy.backend, trusted))
+            choice = self.choices().find(choices.fingerprint(model_path), shape)
+        except (LlamboError, OSError) as error:
+            log.warning("the wheel's own engine is used: %s", error)
+            return plain
+        if choice is None or (choice.backend and choice.backend not in trusted):
+            return plain
+        return _apply(choice, plain, str(trusted[choice.backend].directory) if choice.backend else "")
+
+    def lacks_choice(self, model_path: Path, shape: Shape) -> bool:
+        """Whether it would be worth measuring: something is built that could be used, and nothing is known.
+
+        Never raises.
+        """
+        if not (self.policy.calibrate and self.policy.backend == AUTO and self.has_any):
+            return False
+        try:
+            usable = {one.name for one in self.built() if one.state in {State.TRUSTED, State.UNTESTED}}
+            choice = self.choices().find(choices.fingerprint(model_path), shape) if usable else None
+        except (LlamboError, OSError):
+            return False
+        return bool(usable) and (choice is None or bool(choice.backend and choice.backend not in usable))
+
+    def disable(self, name: str, reason: str) -> None:
+        """Sets a backend aside, now and for later: it failed in use. Never raises."""
+        self._disabled[name] = reason
+        log.warning("engine backend %s is set aside: %s", name, reason)
+        try:
+            directory = backend_store.tag_dir(self.home, backend.wheel_version()) / name
+            backend_store.note_verdict(directory, machine=this_machine(), trusted=False, reason=reason)
+        except (LlamboError, OSError) as error:
+            log.warning("that could not be written down: %s", error)
+
+    def _named(self, name: str, trusted: dict[str, Built]) -> str:
+        if name in trusted:
+            return str(trusted[name].directory)
+        log.warning("engine.backend is %s, which is not built, or not trusted here: the wheel's own is used", name)
+        return ""
+
+
+def _apply(choice: Choice, plain: Opening, backend_directory: str) -> Opening:
+    """What was measured, within what the node may have: never more threads, and no larger batch, than that."""
+    threads = (
+        min(choice.threads, plain.threads) if choice.threads and plain.threads else choice.threads or plain.threads
+    )
+    batch = choice.batch if 0 < choice.batch < plain.batch else plain.batch
+    flash = choice.flash_attention if plain.flash_attention == AUTO else plain.flash_attention
+    return replace(plain, backend=backend_directory, threads=threads, batch=batch, flash_attention=flash)
+
+
+def _stamp(directory: Path) -> object:
+    """Changes when a file of the backend, or a verdict on it, does."""
+    names = (backend_store.MANIFEST, backend_store.VERDICTS, backend_store.LIBRARY, backend_store.BASE)
+    stamps = []
+    for name in names:
+        try:
+            facts = (directory / name).stat()
+            stamps.append((facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+        except OSError:
+            stamps.append((0, 0, 0, 0))
+    return tuple(stamps)
+
+
+def share_of_threads(wanted: int, *, nodes: int, cores: int = 0) -> int:
+    """How many threads a node gets that is one of `nodes` on this machine; `wanted` 0 leaves one alone its own choice.
+
+    So that all of them together have no more runnable threads than there are cores, and each has at least one.
+    """
+    cores = cores or usable_cores()
+    if nodes <= 1:
+        return wanted
+    return min(wanted or cores, max(1, cores // nodes))

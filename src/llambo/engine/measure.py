@@ -1,0 +1,222 @@
+"""Measures ways to open an engine against each other, in turns, within a time.
+
+Owns the questions, the turns and the clock; `tune` judges what comes out. Every engine is a process of its own, so
+whatever a backend does, it does it there. Blocking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from llambo.engine import gguf, llama, memory, tune
+from llambo.engine.backend_store import Built
+from llambo.engine.choices import Choice, Shape
+from llambo.engine.trial import Setting, Trial, TrialFailed, TrialLate
+from llambo.engine.tune import Judged, Measured, Sample
+
+Progress = Callable[[str], None]
+"""Told what is being measured."""
+
+QUICK_S = 5.0
+"""What a calibration in the background takes at most."""
+THOROUGH_S = 60.0
+ROUNDS_LEAST = 3
+ROUNDS_MOST = 9
+ROUNDS_MEANT = 7
+PREFILL_TOKENS = (16, 256)  # at least and at most in one question
+DECODE_TOKENS = (4, 128)
+SAMPLE_S = (0.03, 0.25)  # what a question's prefill, or its decode, should take
+BUSY_SHARE = 0.25
+"""With so much of the processor in use by others, numbers of threads are not compared: it would measure the others."""
+_BUSY_LOOK_S = 0.2
+CTX = 512
+"""Tokens a slot while measuring: more would only take more memory."""
+_FIRST_WORD_ID = 300
+"""From here on ids are ordinary words, in every vocabulary of more than a thousand."""
+
+
+class NotMeasured(TrialFailed):
+    """There was not enough time, or the plain wheel itself failed; the message says which."""
+
+
+def plain_setting(model: gguf.ModelFile, shape: Shape) -> Setting:
+    """How a node opens the model when nothing was measured."""
+    threads = min(llama.threads_for(model.tensor_bytes) or shape.threads, shape.threads)
+    return Setting(
+        str(model.path),
+        ctx=CTX,
+        slots=shape.slots,
+        threads=threads,
+        batch=memory.batch_tokens(model, ctx=CTX),
+    )
+
+
+def calibrate(
+    model_path: Path,
+    shape: Shape,
+    backends: list[Built],
+    *,
+    limit_s: float = QUICK_S,
+    thorough: bool = False,
+    niceness: int = 0,
+    progress: Progress | None = None,
+) -> Choice:
+    """Finds the best way to open the model, within about `limit_s` seconds.
+
+    First the backends compete, then numbers of threads, and when it is to be `thorough`, flash attention and batches.
+
+    Raises: `NotMeasured`, `BadModel`, `LlamboError`.
+    """
+    tell = progress or (lambda _what: None)
+    deadline = time.monotonic() + limit_s
+    model = gguf.read(model_path)
+    plain = plain_setting(model, shape)
+    is_small_model = model.tensor_bytes < llama.SINGLE_THREAD_BYTES
+    counts = tune.thread_counts(shape.threads, is_small_model=is_small_model) if busy_share() < BUSY_SHARE else ()
+    first = [replace(plain, backend=str(one.directory)) for one in backends]
+    if is_small_model:  # one thread is the rule of thumb for these, and a wrong one costs most
+        first += [replace(plain, threads=n) for n in counts]
+    tell(f"{len(backends)} backends")
+    race = Race(model.n_vocab, is_small=shape.is_small, niceness=niceness)
+    best = race.run(plain, first, until=_share(deadline, 2 if thorough else 1))
+    prefill, decode = best.prefill, best.decode
+    for stage in range(3 if thorough else 0):
+        now = best.measured.setting
+        what, tries = (
+            ("threads", [replace(now, threads=n) for n in counts]),
+            ("flash attention", [replace(now, flash_attention=one) for one in ("on", "off")]),
+            ("batches", [replace(now, batch=n) for n in (64, 128, 256) if n < plain.batch]),
+        )[stage]
+        tell(what)
+        with contextlib.suppress(NotMeasured):  # what is known by now stands
+            found = race.run(now, tries, until=_share(deadline, 3 - stage))
+            if min(prefill * found.prefill, decode * found.decode) >= tune.SLOWER:
+                best, prefill, decode = found, prefill * found.prefill, decode * found.decode
+    return _choice(replace(best, prefill=prefill, decode=decode))
+
+
+def busy_share() -> float:
+    """The share of all cores' time that was in use for a moment just now, 0 to 1."""
+    import psutil  # noqa: PLC0415 - 20 ms
+
+    return float(psutil.cpu_percent(_BUSY_LOOK_S)) / 100
+
+
+def _share(deadline: float, parts: int) -> float:
+    """The moment at which one of `parts` equal parts of the time that is left is over."""
+    now = time.monotonic()
+    return now + (deadline - now) / parts
+
+
+class Race:
+    """Rounds of one setting and others in turns; what comes out is the best, against the first."""
+
+    def __init__(self, vocabulary: int, *, is_small: bool, niceness: int = 0) -> None:
+        self._first_id = _FIRST_WORD_ID if vocabulary > 2 * _FIRST_WORD_ID else vocabulary // 2
+        self._ids = max(1, vocabulary - self._first_id)
+        self._is_small = is_small
+        self._niceness = niceness
+        self._deadline = 0.0
+
+    def run(self, base: Setting, others: list[Setting], *, until: float) -> Judged:
+        """The best of `base` and the others, until that moment of the monotonic clock.
+
+        Raises: `NotMeasured`.
+        """
+        self._deadline = until
+        rivals = [one for one in dict.fromkeys(others) if one != base]
+        with ExitStack() as stack:
+            first = self._open(stack, base)
+            if first is None:
+                raise NotMeasured("the plain engine does not open the model in time")
+            trials = [(one, trial) for one in rivals if (trial := self._open(stack, one)) is not None]
+            samples = self._rounds(first, trials)
+            measured = [Measured(one, tuple(samples[trial]), trial.private_bytes()) for one, trial in trials]
+            mine = Measured(base, tuple(samples[first]), first.private_bytes())
+        whole = [one for one in measured if len(one.samples) >= ROUNDS_LEAST]
+        if len(mine.samples) < ROUNDS_LEAST:
+            raise NotMeasured(
+                f"there was time for {len(mine.samples)} rounds and {ROUNDS_LEAST} are needed;"
+                f" `llamboctl engine tune {Path(base.model_path).name}` takes more"
+            )
+        return tune.choose(mine, whole, is_small=self._is_small)
+
+    def _open(self, stack: ExitStack, setting: Setting) -> Trial | None:
+        """An engine that is open and warm; None where it fails, or there is no time."""
+        try:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                return None
+            trial = stack.enter_context(Trial(setting, timeout_s=left, niceness=self._niceness))
+            trial.complete(self._prompt(0, 8), 2, timeout_s=max(0.1, self._deadline - time.monotonic()))
+        except TrialFailed:
+            return None
+        return trial
+
+    def _rounds(self, plain: Trial, others: list[tuple[Setting, Trial]]) -> dict[Trial, list[Sample]]:
+        """The samples; a trial that fails in the middle takes no part any more."""
+        samples: dict[Trial, list[Sample]] = {trial: [] for trial in (plain, *(trial for _, trial in others))}
+        running = [plain, *(trial for _, trial in others)]
+        sizes, round_s = (PREFILL_TOKENS[0], DECODE_TOKENS[0]), 0.0
+        for number in range(ROUNDS_MOST):
+            began = time.monotonic()
+            if began + round_s > self._deadline:
+                break  # a round that is cut off would compare with nothing
+            turn = number % len(running)
+            for trial in running[turn:] + running[:turn]:
+                try:
+                    samples[trial].append(self._sample(trial, number, sizes))
+                except TrialLate:
+                    return samples
+                except TrialFailed:
+                    samples[trial].clear()
+                    running.remove(trial)
+                    if trial is plain:
+                        return samples
+            ended = time.monotonic()
+            round_s = ended - began
+            if number == 0:
+                left_s = (self._deadline - ended) / (ROUNDS_MEANT - 1) / len(running) / 2
+                sizes = _sizes(samples[plain][0], min(max(left_s, SAMPLE_S[0]), SAMPLE_S[1]))
+                round_s *= max(sizes[0] / PREFILL_TOKENS[0], sizes[1] / DECODE_TOKENS[0])
+        return samples
+
+    def _sample(self, trial: Trial, number: int, sizes: tuple[int, int]) -> Sample:
+        left = max(0.05, self._deadline - time.monotonic())
+        answer = trial.complete(self._prompt(number + 1, sizes[0]), sizes[1], timeout_s=left)
+        timings = answer["timings"]
+        return Sample(float(timings["prompt_per_second"]), float(timings["predicted_per_second"]))
+
+    def _prompt(self, number: int, tokens: int) -> list[int]:
+        """Token ids that no cache has seen: another stretch of the vocabulary each time."""
+        return [self._first_id + (number * 131 + step * 7) % self._ids for step in range(tokens)]
+
+
+def _sizes(seen: Sample, seconds: float) -> tuple[int, int]:
+    """How many tokens to ask for so that prefill and decode take about so long each."""
+    prefill, decode = round(seen.prefill_tps * seconds), round(seen.decode_tps * seconds)
+    return (
+        min(max(prefill, PREFILL_TOKENS[0]), PREFILL_TOKENS[1]),
+        min(max(decode, DECODE_TOKENS[0]), DECODE_TOKENS[1]),
+    )
+
+
+def _choice(judged: Judged) -> Choice:
+    setting, samples = judged.measured.setting, judged.measured.samples
+    return Choice(
+        backend=Path(setting.backend).name if setting.backend else "",
+        threads=setting.threads,
+        batch=setting.batch,
+        flash_attention=setting.flash_attention,
+        prefill=round(judged.prefill, 3),
+        decode=round(judged.decode, 3),
+        prefill_tps=round(max(one.prefill_tps for one in samples), 1),
+        decode_tps=round(max(one.decode_tps for one in samples), 1),
+        private_bytes=judged.measured.private_bytes,
+        rounds=len(samples),
+    )

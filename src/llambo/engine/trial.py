@@ -1,0 +1,199 @@
+"""An engine opened for a trial in a process of its own, and what can be asked of it.
+
+Owns that process, its directory and its socket. What the answers mean is said elsewhere: `backend_trust` compares
+them, `measure` times them. Blocking; every wait is bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from llambo.core.errors import LlamboError
+from llambo.engine import llama
+
+START_S = 120.0
+END_S = 5.0
+_LOG_TAIL_BYTES = 400
+
+
+class TrialFailed(LlamboError):
+    """The engine did not open, ended in the middle, or answered with an error; the message says which."""
+
+
+class TrialLate(TrialFailed):
+    """It took longer than it was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How an engine is opened. `backend` is a directory of the store ("": the wheel's own); `ctx` is tokens a slot."""
+
+    model_path: str
+    backend: str = ""
+    ctx: int = 512
+    slots: int = 1
+    threads: int = 1
+    batch: int = 512
+    flash_attention: str = "auto"
+    gpu_layers: int = 0
+    numa: str = ""
+
+
+class Trial:
+    """An open engine; `with Trial(setting) as trial` ends it. `niceness` is its process's.
+
+    Raises: `TrialFailed`, `TrialLate` where it is not open within `timeout_s`.
+    """
+
+    def __init__(self, setting: Setting, *, timeout_s: float = START_S, niceness: int = 0) -> None:
+        self.setting = setting
+        self._directory = Path(tempfile.mkdtemp(prefix="llambo-trial-"))
+        self._socket = str(self._directory / "t.sock")
+        self._log = self._directory / "log"
+        order = asdict(setting) | {
+            "socket_path": self._socket,
+            "embedding": False,
+            "cache_mib": 0,
+            "slots_path": str(self._directory),
+            "niceness": niceness,
+        }
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "llambo.engine.trial_child", json.dumps(order)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **llama.spin_environment(os.environ)},
+                start_new_session=True,
+            )
+        try:
+            self._wait_ready(time.monotonic() + timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process and removes its directory; may be called again."""
+        process = self._process
+        if process.poll() is None:
+            process.kill()
+        process.wait(END_S)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def complete(
+        self, prompt: str | list[int], tokens: int, *, timeout_s: float = START_S, **more: Any
+    ) -> dict[str, Any]:
+        """Greedy `/completion` of exactly `tokens` tokens, nothing reused; `more` are fields of llama-server's request.
+
+        Raises: `TrialFailed`, `TrialLate`.
+        """
+        body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False, "ignore_eos": True}
+        return self._post("/completion", body | more, timeout_s)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of a text's tokens. Raises: `TrialFailed`."""
+        return [int(one) for one in self._post("/tokenize", {"content": text, "add_special": True}, START_S)["tokens"]]
+
+    def complete_together(
+        self, prompts: list[str | list[int]], tokens: int, *, timeout_s: float = START_S
+    ) -> list[dict[str, Any]]:
+        """As many completions at the same time as there are prompts. Raises: as `complete`."""
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            return list(pool.map(lambda prompt: self.complete(prompt, tokens, timeout_s=timeout_s), prompts))
+
+    def private_bytes(self) -> int:
+        """Memory that no other process could share with it; 0 where the system does not tell."""
+        import psutil  # noqa: PLC0415 - 20 ms
+
+        with contextlib.suppress(psutil.Error):
+            return int(psutil.Process(self._process.pid).memory_full_info().uss)
+        return 0
+
+    def _wait_ready(self, deadline: float) -> None:
+        assert self._process.stdout is not None
+        left = max(0.0, deadline - time.monotonic())
+        if not select.select([self._process.stdout], [], [], left)[0]:
+            raise TrialLate("the engine was not open in time")
+        line = self._process.stdout.readline()
+        said = json.loads(line) if line else {}
+        if "ready" not in said:
+            raise TrialFailed(said.get("failed") or self._ending())
+
+    def _ending(self) -> str:
+        """How the process ended, as a sentence."""
+        try:
+            status = self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            return "the engine does not answer"
+        tail = self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip().replace("\n", " | ")
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        return f"the engine {how}{f': {tail}' if tail else ''}"
+
+    def _post(self, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        try:
+            return post(self._socket, path, body, timeout_s=timeout_s)
+        except ConnectionError:
+            raise TrialFailed(self._ending()) from None
+
+
+def post(socket_path: str, path: str, body: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+    """What a llama-server on a Unix socket answers to a JSON body.
+
+    Raises: `ConnectionError` where nobody answers, `TrialLate`, `TrialFailed` for an answer that is an error.
+    """
+    connection = _UnixConnection(socket_path, timeout_s)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    except TimeoutError:
+        raise TrialLate(f"the engine gave no answer within {timeout_s:.1f} s") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ConnectionError(str(error)) from None
+    finally:
+        connection.close()
+    if response.status != http.HTTPStatus.OK:
+        raise TrialFailed(f"the engine answers {response.status}: {json.dumps(answer)[:_LOG_TAIL_BYTES]}")
+    return dict(answer)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        """Connects to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self._timeout_s)
+        self.sock.connect(self._path)

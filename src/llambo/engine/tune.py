@@ -1,0 +1,94 @@
+"""Which of several ways to open an engine is the best, by what was measured. Pure.
+
+1. The plain wheel is what everything is compared with, round by round; a candidate's figure is the median of the
+   rounds' ratios, so that a busy machine slows both.
+2. A candidate that is slower than the plain wheel in prefill or in decode, by more than `SLOWER`, is out.
+3. Of the rest the highest score wins: decode counts twice, since it is most of an answer.
+4. It must win by `CLEARLY`, and in most rounds (`MOSTLY`): within the noise what is there stays.
+5. Where a node is one of many small ones, memory that it has to itself counts: for twice the plain wheel's a candidate
+   must be faster in the same proportion.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llambo.engine.trial import Setting
+
+SLOWER = 0.97
+CLEARLY = 1.05
+MOSTLY = 0.75
+FREE_BYTES = 16 * 2**20
+"""So much more private memory is nothing to speak of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One round of one candidate: tokens per second in prefill and in decode."""
+
+    prefill_tps: float
+    decode_tps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A candidate and its rounds, in the order in which they were run; `private_bytes` after the last."""
+
+    setting: Setting
+    samples: tuple[Sample, ...]
+    private_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A candidate against the plain wheel: median ratios, the score that they make, and the share of rounds won."""
+
+    measured: Measured
+    prefill: float
+    decode: float
+    score: float
+    won: float
+
+
+def judge(plain: Measured, other: Measured) -> Judged:
+    """Compares round with round; rounds that one of the two has not are left out."""
+    pairs = list(zip(plain.samples, other.samples, strict=False))
+    prefill = statistics.median(b.prefill_tps / a.prefill_tps for a, b in pairs)
+    decode = statistics.median(b.decode_tps / a.decode_tps for a, b in pairs)
+    won = sum(_score(b.prefill_tps / a.prefill_tps, b.decode_tps / a.decode_tps) > 1 for a, b in pairs)
+    return Judged(other, prefill, decode, _score(prefill, decode), won / len(pairs))
+
+
+def _score(prefill: float, decode: float) -> float:
+    return float((prefill * decode**2) ** (1 / 3))
+
+
+def choose(plain: Measured, others: Sequence[Measured], *, is_small: bool) -> Judged:
+    """The best of all, `plain` among them; `is_small` says that the node is one of many."""
+    best = judge(plain, plain)
+    bar = CLEARLY
+    for other in others:
+        judged = judge(plain, other)
+        if min(judged.prefill, judged.decode) < SLOWER or judged.won < MOSTLY:
+            continue
+        score = judged.score / _memory_price(plain, other) if is_small else judged.score
+        if score >= bar:
+            best, bar = judged, score
+    return best
+
+
+def _memory_price(plain: Measured, other: Measured) -> float:
+    """How many times the plain wheel's private memory it takes; 1 where the difference is nothing."""
+    if not plain.private_bytes or other.private_bytes - plain.private_bytes <= FREE_BYTES:
+        return 1.0
+    return other.private_bytes / plain.private_bytes
+
+
+def thread_counts(most: int, *, is_small_model: bool) -> tuple[int, ...]:
+    """Numbers of threads worth a try, the usual one first; `most` is what the node may have."""
+    if is_small_model:
+        return (1, most) if most > 1 else (1,)
+    halves = {most, max(1, most // 2)}
+    return tuple(sorted(halves, reverse=True))

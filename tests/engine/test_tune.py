@@ -1,0 +1,184 @@
+"""The choice by measurement: what wins, what is not risked, and a real race."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llambo.core import paths
+from llambo.core.errors import BadConfig, BadModel
+from llambo.core.sections import Engine
+from llambo.engine import calibrate, choices, measure, tune
+from llambo.engine.choices import Choice, Shape
+from llambo.engine.engines import EnginePolicy, Engines, parse_cpus, share_of_threads
+from llambo.engine.measure import NotMeasured
+from llambo.engine.processor import allowed_cores
+from llambo.engine.trial import Setting
+from llambo.engine.tune import Measured, Sample
+from tests.engine.backends import CRASHES_WHEN_USED, SAME_AS_WHEEL, needs_compiler, put_backend
+
+PLAIN = Setting("m.gguf", threads=2)
+BUILT = replace(PLAIN, backend="/e/cascadelake")
+MIB = 2**20
+
+
+def _measured(setting: Setting, *rates: tuple[float, float], private_bytes: int = 10 * MIB) -> Measured:
+    return Measured(setting, tuple(Sample(*rate) for rate in rates), private_bytes)
+
+
+def _winner(plain: Measured, *others: Measured, is_small: bool = False) -> Setting:
+    return tune.choose(plain, others, is_small=is_small).measured.setting
+
+
+def test_what_is_clearly_faster_wins() -> None:
+    assert _winner(_measured(PLAIN, (100, 10)), _measured(BUILT, (200, 15))) is BUILT
+
+
+def test_within_the_noise_the_plain_wheel_stays() -> None:
+    assert _winner(_measured(PLAIN, (100, 10)), _measured(BUILT, (104, 10.4))) is PLAIN
+
+
+def test_what_is_slower_in_one_of_the_two_is_never_chosen() -> None:
+    assert _winner(_measured(PLAIN, (100, 10)), _measured(BUILT, (300, 9.6))) is PLAIN
+    assert _winner(_measured(PLAIN, (100, 10)), _measured(BUILT, (96, 30))) is PLAIN
+
+
+def test_rounds_are_compared_with_the_round_beside_them_so_a_busy_machine_slows_both() -> None:
+    plain = _measured(PLAIN, (100, 10), (20, 2), (90, 9))
+    built = _measured(BUILT, (150, 15), (30, 3), (135, 13.5))
+    judged = tune.judge(plain, built)
+    assert (judged.prefill, judged.decode) == (pytest.approx(1.5), pytest.approx(1.5))
+
+
+def test_one_disturbed_round_decides_nothing() -> None:
+    plain = _measured(PLAIN, (100, 10), (100, 10), (100, 10))
+    assert _winner(plain, _measured(BUILT, (100, 10), (900, 90), (100, 10))) is PLAIN
+
+
+def test_what_wins_in_half_of_the_rounds_alone_is_not_chosen() -> None:
+    plain = _measured(PLAIN, (100, 10), (100, 10), (100, 10), (100, 10))
+    assert _winner(plain, _measured(BUILT, (150, 15), (150, 15), (99, 9.9), (99, 9.9))) is PLAIN
+
+
+def test_the_best_of_several_wins() -> None:
+    one, two = replace(PLAIN, backend="/e/one"), replace(PLAIN, backend="/e/two")
+    plain = _measured(PLAIN, (100, 10))
+    assert _winner(plain, _measured(one, (200, 20)), _measured(two, (250, 21))) is two
+
+
+def test_many_small_nodes_prefer_less_private_memory() -> None:
+    plain = _measured(PLAIN, (100, 10), private_bytes=22 * MIB)
+    greedy = _measured(BUILT, (200, 15), private_bytes=137 * MIB)
+    modest = _measured(BUILT, (200, 15), private_bytes=30 * MIB)
+    assert _winner(plain, greedy, is_small=True) is PLAIN
+    assert _winner(plain, modest, is_small=True) is BUILT
+    assert _winner(plain, greedy, is_small=False) is BUILT
+
+
+def test_small_models_try_one_thread_first() -> None:
+    assert tune.thread_counts(4, is_small_model=True) == (1, 4)
+    assert tune.thread_counts(1, is_small_model=True) == (1,)
+    assert tune.thread_counts(8, is_small_model=False) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "threads"), [(0, 1, 0), (4, 1, 4), (0, 2, 4), (2, 2, 2), (8, 3, 2), (8, 100, 1), (0, 8, 1)]
+)
+def test_nodes_together_have_no_more_threads_than_there_are_cores(wanted: int, nodes: int, threads: int) -> None:
+    assert share_of_threads(wanted, nodes=nodes, cores=8) == threads
+    assert nodes == 1 or nodes > 8 or nodes * threads <= 8
+
+
+def test_cores_are_read_as_ranges_and_what_is_not_here_is_left_out() -> None:
+    first = min(allowed_cores())
+    assert parse_cpus("") == ()
+    assert parse_cpus(f"{first},{first}-{first}") == (first,)
+    assert parse_cpus("0-65535") == tuple(sorted(allowed_cores()))
+
+
+def test_cores_that_cannot_be_are_refused() -> None:
+    with pytest.raises(BadConfig, match=r"engine\.cpus: 3-1 goes backwards; write 1-3"):
+        parse_cpus("3-1")
+    with pytest.raises(BadConfig, match="none of 60000 can be used here"):
+        parse_cpus("60000")
+
+
+def test_the_policy_is_what_the_configuration_says() -> None:
+    section = Engine(backend="wheel", calibrate=False, share_cores=False, wait="passive", numa="distribute")
+    policy = EnginePolicy.of(section)
+    assert policy == EnginePolicy("wheel", calibrate=False, share_cores=False, wait="passive", numa="distribute")
+
+
+@needs_compiler
+def test_a_calibration_measures_within_its_time_and_is_remembered(tiny_model: Path) -> None:
+    put_backend(paths.home(), SAME_AS_WHEEL, trusted=True)
+    engines, shape = Engines(paths.home()), Shape(slots=2, threads=2)
+    assert engines.lacks_choice(tiny_model, shape)
+    choice = calibrate.calibrate_and_remember(engines, tiny_model, shape, limit_s=30.0)
+    assert choice.rounds >= measure.ROUNDS_LEAST
+    assert choice.prefill_tps > 0 and choice.decode_tps > 0 and choice.private_bytes > 0
+    assert not engines.lacks_choice(tiny_model, shape)
+    assert engines.choices().find(choices.fingerprint(tiny_model), shape) == choice
+
+
+@needs_compiler
+def test_a_backend_that_crashes_while_it_is_measured_is_not_chosen(tiny_model: Path) -> None:
+    directory = put_backend(paths.home(), CRASHES_WHEN_USED, trusted=True)
+    (built,) = Engines(paths.home()).built()
+    choice = measure.calibrate(tiny_model, Shape(slots=1, threads=2), [built], limit_s=30.0)
+    assert choice.backend != directory.name
+
+
+def test_too_little_time_is_told_and_nothing_is_remembered(tiny_model: Path) -> None:
+    with pytest.raises(NotMeasured):
+        calibrate.calibrate_and_remember(Engines(paths.home()), tiny_model, Shape(1, 1), limit_s=0.001)
+    assert not (paths.home() / "engines" / "choices.json").exists()
+
+
+def test_a_model_that_is_none_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"no model")
+    with pytest.raises(BadModel):
+        measure.calibrate(tmp_path / "bad.gguf", Shape(1, 1), [], limit_s=5.0)
+
+
+@needs_compiler
+def test_a_choice_is_applied_within_what_the_node_may_have(tiny_model: Path) -> None:
+    directory = put_backend(paths.home(), SAME_AS_WHEEL, trusted=True)
+    engines, shape = Engines(paths.home()), Shape(slots=2, threads=2)
+    chosen = Choice(backend=directory.name, threads=2, batch=256, flash_attention="off")
+    engines.choices().remember(choices.fingerprint(tiny_model), "tiny", shape, chosen)
+    opening = engines.opening(tiny_model, shape=shape, threads=0, batch=512)
+    assert (opening.backend, opening.threads, opening.batch, opening.flash_attention) == (str(directory), 2, 256, "off")
+    less = engines.opening(tiny_model, shape=shape, threads=1, batch=128)
+    assert (less.threads, less.batch) == (1, 128)
+
+
+@needs_compiler
+def test_a_choice_for_a_backend_that_is_gone_or_set_aside_is_no_choice(tiny_model: Path) -> None:
+    directory = put_backend(paths.home(), SAME_AS_WHEEL, trusted=True)
+    engines, shape = Engines(paths.home()), Shape(slots=2, threads=2)
+    engines.choices().remember(choices.fingerprint(tiny_model), "tiny", shape, Choice(directory.name, 2, 256))
+    engines.disable(directory.name, "a node that used it crashed")
+    for seen in (engines, Engines(paths.home())):  # in this process, and in the next one
+        opening = seen.opening(tiny_model, shape=shape, threads=2, batch=512)
+        assert (opening.backend, opening.threads, opening.batch) == ("", 2, 512)
+        assert not seen.lacks_choice(tiny_model, shape)  # there is nothing to measure against
+
+
+@needs_compiler
+def test_the_configuration_can_name_a_backend_or_forbid_all(tiny_model: Path) -> None:
+    directory = put_backend(paths.home(), SAME_AS_WHEEL, trusted=True)
+    for name, expected in ((directory.name, str(directory)), ("wheel", ""), ("no-such", "")):
+        engines = Engines(paths.home(), EnginePolicy(backend=name))
+        assert engines.opening(tiny_model, shape=Shape(1, 1), threads=1, batch=128).backend == expected
+        assert not engines.lacks_choice(tiny_model, Shape(1, 1))
+
+
+def test_where_nothing_was_built_nothing_is_looked_at_or_made(tiny_model: Path) -> None:
+    engines = Engines(paths.home())
+    opening = engines.opening(tiny_model, shape=Shape(1, 1), threads=3, batch=77)
+    assert (opening.backend, opening.threads, opening.batch) == ("", 3, 77)
+    assert not engines.lacks_choice(tiny_model, Shape(1, 1))
+    assert not paths.home().exists()
