@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from llambo.cli import common
-from llambo.core.errors import BadRequest
+from llambo.core.errors import BadRequest, LlamboError, TooLarge
 
 if TYPE_CHECKING:
     from llambo.limbot.oneshot import Writer
+    from llambo.limbot.screen import Screen
+    from llambo.limbot.shelf import Shelf
+    from llambo.limbot.terminal import TerminalScreen
+
+MAX_INPUT_BYTES = 8 << 20
+"""No context holds more, and what goes to a cluster is bounded."""
 
 
 def read_stdin() -> str:
@@ -22,22 +28,29 @@ def read_stdin() -> str:
     if sys.stdin is None:
         raise BadRequest("standard input is closed; give the prompt as an argument")
     try:
-        return sys.stdin.buffer.read().decode("utf-8").strip("\n")
+        data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+        if len(data) > MAX_INPUT_BYTES:
+            raise TooLarge(
+                f"standard input has more than {MAX_INPUT_BYTES} bytes, which is the most that a prompt holds"
+            )
+        return data.decode("utf-8").strip("\n")
     except UnicodeDecodeError as error:
         raise BadRequest(f"standard input is not UTF-8 text (byte {error.start}); prompts are text") from None
 
 
 def choose_writer(*, raw: bool, as_json: bool) -> Writer:
     """Markdown on a terminal, the bare text elsewhere or with `raw`, nothing where a JSON document comes after."""
-    from llambo.limbot import render
+    from llambo.limbot import plain
 
     if as_json:
-        return render.Silent()
+        return plain.Silent()
     if raw or not common.draws(sys.stdout):
-        return render.Plain(sys.stdout, to_terminal=sys.stdout.isatty())
+        return plain.Plain(sys.stdout, to_terminal=sys.stdout.isatty())
     from rich.console import Console
 
-    return render.MarkdownStream(Console())
+    from llambo.limbot.render import MarkdownStream
+
+    return MarkdownStream(Console())
 
 
 class JsonLines:
@@ -96,3 +109,79 @@ class AfterWaiting:
         """Finishes what is shown."""
         self._spinner.end()
         self._writer.close()
+
+
+class OneAnswer:
+    """The screen of one question: the answer goes to `writer`, what went wrong to standard error."""
+
+    width = 80
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    async def lines(self) -> AsyncIterator[str]:
+        """None: there is one question."""
+        nothing: list[str] = []
+        for line in nothing:
+            yield line
+
+    def echo(self, text: str) -> None:
+        """Nothing: it was typed."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """A line on standard error."""
+        from llambo.limbot.plain import harmless
+
+        sys.stderr.write(f"limbot: {harmless(text)}\n")
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Nothing: nothing was asked for."""
+
+    def markdown(self, text: str) -> None:
+        """Nothing."""
+
+    def answer(self) -> Writer:
+        """The writer."""
+        return self._writer
+
+    def busy(self, text: str) -> None:
+        """Nothing: there is a spinner."""
+
+    def copy(self, text: str) -> None:
+        """Nothing."""
+
+    def toggle_multiline(self) -> bool:
+        """Never."""
+        return False
+
+    def clear(self) -> None:
+        """Nothing."""
+
+
+async def chat_screen(shelf: Shelf, *, is_raw: bool) -> tuple[Screen, TerminalScreen | None]:
+    """Where a chat is shown: the terminal, or standard input and output. The second is None where there is none.
+
+    Raises: `BadRequest` for a standard input that is closed.
+    """
+    import os
+
+    from llambo.limbot import screen
+
+    if sys.stdin is None:
+        raise BadRequest("standard input is closed; a chat needs one")
+    if not (sys.stdin.isatty() and common.draws(sys.stdout)):
+        return screen.standard(), None
+    from llambo.limbot.completion import ChatCompleter
+    from llambo.limbot.store import Store
+    from llambo.limbot.terminal import TerminalScreen
+
+    try:
+        history = await shelf(Store.questions)
+    except LlamboError:  # it is told of with the first question
+        history = []
+    has_colour = not os.environ.get("NO_COLOR")
+    terminal = TerminalScreen(has_colour=has_colour, is_raw=is_raw, history=history, completer=ChatCompleter())
+    return terminal, terminal

@@ -1,4 +1,4 @@
-"""Which cluster answers: the running one of this home, else its bridge, else a private one in this process tree."""
+"""How a running cluster of this home, or its bridge, is reached, and which of its models is meant."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from llambo.bridge.async_client import AsyncBridge
 from llambo.bridge.remote import BridgeDoor
 from llambo.cli import running
 from llambo.cli.daemon_client import model_ref
-from llambo.cluster.api import Cluster
-from llambo.cluster.door import Door
 from llambo.core import paths
 from llambo.core.config import Config
 from llambo.core.errors import Cancelled, LlamboError, Unreachable
@@ -23,41 +21,17 @@ from llambo.engine.download import Progress
 
 
 @asynccontextmanager
-async def open_door(config: Config, model: str, progress: Progress | None = None) -> AsyncIterator[tuple[Door, str]]:
-    """A door behind which `model` ("" for the default) answers, and the name that it has there.
-
-    The running cluster is used where there is one; else a running bridge, when it has the model loaded; else a private
-    cluster loads it, which ends with the block. `progress` is told of a download.
-    """
-    daemon = running.find(running.DAEMON)
-    if daemon is not None:
-        async with daemon_door(daemon, config, model, progress) as opened:
-            yield opened
-            return
-    async with _connected(_socket_of_bridge(config)) as bridge:
-        if bridge is not None:
-            name = _find(model, (await bridge.refresh()).models)
-            if name is not None:
-                yield bridge, name
-                return
-    settings = config.settings
-    async with Cluster(settings, progress=progress) as cluster:
-        info = await cluster.load(model or settings.models.default)
-        yield cluster, info.name
-
-
-@asynccontextmanager
 async def daemon_door(
     daemon: running.Running, config: Config, model: str, progress: Progress | None = None
-) -> AsyncIterator[tuple[Door, str]]:
+) -> AsyncIterator[tuple[BridgeDoor, str]]:
     """The door of the running cluster, and the name that `model` has there; it is fetched and loaded where it is not.
 
     Raises: `Unreachable`, and what fetching and loading raise.
     """
-    async with _connected(daemon.socket) as door:
+    async with connected(daemon.socket) as door:
         if door is None:
             raise Unreachable(f"the cluster of this home (pid {daemon.pid}) is starting or ending: try again")
-        name = _find(model, (await door.refresh()).models) if model else ""
+        name = find_model(model, (await door.refresh()).models) if model else ""
         if name is None and config.settings.models.on_demand:
             name = await _load(door, config, model, progress)
         yield door, model if name is None else name
@@ -87,7 +61,8 @@ async def _load(door: BridgeDoor, config: Config, model: str, progress: Progress
 
 
 @asynccontextmanager
-async def _connected(socket: str | None) -> AsyncIterator[BridgeDoor | None]:
+async def connected(socket: str | None) -> AsyncIterator[BridgeDoor | None]:
+    """The door of the bridge at `socket` for the block; None where there is none, or it has just ended."""
     if socket is None:
         yield None
         return
@@ -100,7 +75,7 @@ async def _connected(socket: str | None) -> AsyncIterator[BridgeDoor | None]:
         yield BridgeDoor(client)
 
 
-def _find(wanted: str, loaded: tuple[ModelInfo, ...]) -> str | None:
+def find_model(wanted: str, loaded: tuple[ModelInfo, ...]) -> str | None:
     """The name of the loaded model that is meant: by its name, by any reference to its file, or the default one."""
     try:
         path = os.path.realpath(models.resolve(wanted, home=paths.home(), offline=True)) if wanted else None
@@ -112,7 +87,7 @@ def _find(wanted: str, loaded: tuple[ModelInfo, ...]) -> str | None:
     return None
 
 
-def _socket_of_bridge(config: Config) -> str | None:
+def socket_of_bridge(config: Config) -> str | None:
     """The socket of the bridge of this home, or one that was named on purpose."""
     found = running.find()
     if found is not None:
