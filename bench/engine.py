@@ -32,8 +32,9 @@ from llambo.cluster.launch.local import LocalLauncher
 from llambo.core import paths
 from llambo.core.types import LoadOptions
 from llambo.engine import calibrate, gguf, measure
-from llambo.engine.choices import Choice, Shape
-from llambo.engine.engines import Engines, share_of_threads
+from llambo.engine.choices import Choice
+from llambo.engine.engines import Engines
+from llambo.engine.policy import EngineHome, Shape, share_of_threads
 from llambo.engine.processor import usable_cores
 from llambo.engine.trial import Setting, Trial, TrialFailed, post
 
@@ -201,7 +202,7 @@ def shared(report: Report, *, rounds: int = ROUNDS) -> None:
     count, engines = 2 * cores, Engines(paths.home())
     shape = Shape.of(ctx=512, slots=4, threads=share_of_threads(0, nodes=count))
     calibrate.calibrate_and_remember(engines, path, shape, limit_s=TUNE_S / 2)
-    rounds_ = asyncio.run(_shared(path, count, engines, rounds))
+    rounds_ = asyncio.run(_shared(path, count, EngineHome(paths.home()), rounds))
     for number, what in enumerate(("tokens/s", "tokens for a second of processor time")):
         rates = [[group[number] for group in one] for one in rounds_]
         library, untuned, tuned = (statistics.median(column) for column in zip(*rates, strict=True))
@@ -212,7 +213,7 @@ def shared(report: Report, *, rounds: int = ROUNDS) -> None:
             report.add(f"{title}, tuned / {name}", f"{ratio:.2f}", ">= 1.5")
 
 
-async def _shared(path: Path, count: int, engines: Engines, rounds: int) -> list[list[tuple[float, float]]]:
+async def _shared(path: Path, count: int, engines: EngineHome, rounds: int) -> list[list[tuple[float, float]]]:
     """For each round what each of the three groups of nodes brought."""
     options = LoadOptions(ctx=512, slots=4, threads=min(4, usable_cores()))  # as a medium node has them
     with tempfile.TemporaryDirectory(prefix="llambo-bench-") as directory:

@@ -12,7 +12,8 @@ import pytest
 from llambo.core import paths
 from llambo.core.errors import LlamboError
 from llambo.engine import choices
-from llambo.engine.choices import Choice, Choices, Shape, fingerprint
+from llambo.engine.choices import Choice, Choices, fingerprint
+from llambo.engine.policy import Shape
 
 SHAPE = Shape(slots=4, threads=2)
 CHOICE = Choice(backend="cascadelake", threads=2, batch=512, prefill=1.5, decode=1.2, rounds=9)

@@ -18,9 +18,10 @@ from llambo.core import paths
 from llambo.core.types import LoadOptions
 from llambo.engine import backend_store, choices, llama
 from llambo.engine.backend_store import LIBRARY, State
-from llambo.engine.choices import Choice, Shape
-from llambo.engine.engines import EnginePolicy, Engines
+from llambo.engine.choices import Choice
+from llambo.engine.engines import Engines
 from llambo.engine.measure import ROUNDS_LEAST
+from llambo.engine.policy import EngineHome, EnginePolicy, Shape
 from llambo.engine.processor import allowed_cores, this_machine, usable_cores
 from tests.engine.backends import (
     CRASHES_WHEN_LOADED,
@@ -36,7 +37,7 @@ OPTIONS = LoadOptions(ctx=256, slots=2)
 
 @asynccontextmanager
 async def _launcher(tmp_path: Path, policy: EnginePolicy) -> AsyncIterator[LocalLauncher]:
-    launcher = LocalLauncher(tmp_path / "run", engines=Engines(paths.home(), policy))
+    launcher = LocalLauncher(tmp_path / "run", engines=EngineHome(paths.home(), policy))
     try:
         yield launcher
     finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -89,7 +91,7 @@ def test_a_trial_that_is_not_open_in_time_is_ended(tiny_model: Path) -> None:
 
 def test_a_trial_that_is_killed_says_so(tiny_model: Path) -> None:
     with Trial(Setting(str(tiny_model))) as trial:
-        trial._process.kill()
+        os.kill(trial._pid, signal.SIGKILL)
         with pytest.raises(TrialFailed, match="killed by signal 9"):
             trial.complete("word", 2)
 

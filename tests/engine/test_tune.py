@@ -11,9 +11,10 @@ from llambo.core import paths
 from llambo.core.errors import BadConfig, BadModel
 from llambo.core.sections import Engine
 from llambo.engine import calibrate, choices, measure, tune
-from llambo.engine.choices import Choice, Shape
-from llambo.engine.engines import EnginePolicy, Engines, parse_cpus, share_of_threads
+from llambo.engine.choices import Choice
+from llambo.engine.engines import Engines
 from llambo.engine.measure import NotMeasured
+from llambo.engine.policy import EnginePolicy, Shape, parse_cpus, share_of_threads
 from llambo.engine.processor import allowed_cores
 from llambo.engine.trial import Setting
 from llambo.engine.tune import Measured, Sample

@@ -171,6 +171,19 @@ async def test_a_question_that_failed_leaves_the_conversation_as_it_was(tmp_path
         assert [entry.text for entry in resumed.conversation.entries] == ["first", "one", "third", "three"]
 
 
+async def test_a_retry_takes_the_place_of_the_answer_once_something_has_come(tmp_path: Path) -> None:
+    connection = Elsewhere(says("one"), fails(NodeLost("gone")), says("two"))
+    async with chatting(connection, tmp_path) as (chat, _):
+        await actions.perform(chat, "first")
+        for texts in (["first", "one"], ["first", "two"]):
+            await actions.perform(chat, "/retry")
+            assert [entry.text for entry in chat.conversation.entries] == texts
+            assert [message.content for message in connection.requests[-1].messages] == ["first"]
+        turns = await chat.shelf(Store.turns, 1)
+        assert [turn.text for turn in turns if not turn.interrupted][-2:] == ["first", "two"]
+        assert "one" not in [turn.text for turn in turns]
+
+
 async def test_a_context_smaller_than_was_told_is_met_by_sending_less(tmp_path: Path) -> None:
     connection = Elsewhere(says("word " * 100), ctx=0)
     async with chatting(connection, tmp_path) as (chat, _):

@@ -24,9 +24,10 @@ from llambo.core.errors import BadRequest, Cancelled, LlamboError
 if TYPE_CHECKING:
     from llambo.core.sections import Settings
     from llambo.engine.backend_store import Built
-    from llambo.engine.choices import Choice, Remembered, Shape
+    from llambo.engine.choices import Choice, Remembered
     from llambo.engine.engines import Engines
     from llambo.engine.gguf import ModelFile
+    from llambo.engine.policy import Shape
 
 app = typer.Typer(
     no_args_is_help=True, help="The engine on this machine: builds for its processor, and what is fastest."
@@ -141,7 +142,7 @@ def _shape(settings: Settings, model: ModelFile, *, node_type: str = "", slots: 
     Raises: `BadRequest` for a type that there is not.
     """
     from llambo.engine import llama
-    from llambo.engine.choices import Shape
+    from llambo.engine.policy import Shape
     from llambo.engine.processor import usable_cores
 
     types, cores = settings.cluster.node_types, usable_cores()

@@ -23,9 +23,9 @@ from typing import Any
 
 from llambo.core.errors import LlamboError
 from llambo.engine.backend_variants import BY_NAME, missing_features
+from llambo.engine.policy import DIRECTORY
 from llambo.engine.processor import Processor
 
-DIRECTORY = "engines"
 LIBRARY = "libggml-cpu.so"
 BASE = "libggml-base.so.0"
 MANIFEST = "backend.json"

@@ -20,8 +20,9 @@ from typing import NoReturn
 from llambo.core.errors import LlamboError
 from llambo.engine import backend_trust, choices, measure
 from llambo.engine.backend_store import Built, State
-from llambo.engine.choices import Choice, Shape
+from llambo.engine.choices import Choice
 from llambo.engine.engines import Engines
+from llambo.engine.policy import Shape
 from llambo.engine.processor import this_machine
 
 NICENESS = 15

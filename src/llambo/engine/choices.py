@@ -20,35 +20,12 @@ from typing import Any
 from llambo.core import paths
 from llambo.core.errors import LlamboError
 from llambo.engine import backend_store
+from llambo.engine.policy import Shape
 
 FILE_NAME = "choices.json"
 FORMAT = 1
 CHOICES_KEPT = 500
 _SAMPLE_BYTES = 2**16
-
-
-SMALL_NODE_CTX = 512
-"""A node with one slot of so many tokens at most is taken as one of many: it prefers less private memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The type of a node, as far as it decides: parallel answers, and the most threads that it may have.
-
-    `is_small` says that it is meant to be one of many.
-    """
-
-    slots: int
-    threads: int
-    is_small: bool = False
-
-    @classmethod
-    def of(cls, *, ctx: int, slots: int, threads: int) -> Shape:
-        """The shape of a node with `ctx` tokens a slot."""
-        return cls(slots, threads, slots == 1 and 0 < ctx <= SMALL_NODE_CTX)
-
-    def __str__(self) -> str:
-        return f"slots={self.slots} threads={self.threads}{' small' if self.is_small else ''}"
 
 
 @dataclass(frozen=True, slots=True)

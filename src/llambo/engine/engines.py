@@ -10,64 +10,14 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llambo.core.errors import BadConfig, LlamboError
-from llambo.core.sections import Engine
+from llambo.core.errors import LlamboError
 from llambo.engine import backend, backend_store, choices
 from llambo.engine.backend_store import Built, State
-from llambo.engine.choices import Choice, Choices, Shape
-from llambo.engine.processor import allowed_cores, this_machine, this_processor, usable_cores
+from llambo.engine.choices import Choice, Choices
+from llambo.engine.policy import AUTO, WHEEL, EnginePolicy, Shape
+from llambo.engine.processor import this_machine, this_processor
 
 log = logging.getLogger("llambo.engine")
-
-AUTO, WHEEL = "auto", "wheel"
-_CORES_MOST = 65_535
-
-
-@dataclass(frozen=True, slots=True)
-class EnginePolicy:
-    """What the configuration says. `backend` is "auto" (what was measured), "wheel" or the name of a built one.
-
-    With `share_cores` nodes that share the machine get fewer threads. `cpus` are the cores nodes may run on; () is all.
-    `wait` says how idle threads wait: "active", "passive", or "auto" for by how busy the machine is.
-    """
-
-    backend: str = AUTO
-    calibrate: bool = True
-    share_cores: bool = True
-    flash_attention: str = AUTO
-    numa: str = ""
-    cpus: tuple[int, ...] = ()
-    wait: str = AUTO
-
-    @classmethod
-    def of(cls, section: Engine) -> EnginePolicy:
-        """What the section `engine` of the configuration says. Raises: `BadConfig`."""
-        return cls(
-            backend=section.backend,
-            calibrate=section.calibrate,
-            share_cores=section.share_cores,
-            flash_attention=section.flash_attention,
-            numa=section.numa,
-            cpus=parse_cpus(section.cpus),
-            wait=section.wait,
-        )
-
-
-def parse_cpus(text: str) -> tuple[int, ...]:
-    """The cores that "0-3,6" means, sorted; () for "".
-
-    Raises: `BadConfig` for a range that goes backwards, or where none of them can be used here.
-    """
-    cores: set[int] = set()
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        low, high = int(first), int(last or first)
-        if low > high:
-            raise BadConfig(f"engine.cpus: {part.strip()} goes backwards; write {high}-{low}")
-        cores.update(range(low, min(high, _CORES_MOST) + 1))
-    if cores and not cores & allowed_cores():
-        raise BadConfig(f"engine.cpus: none of {text} can be used here; there are {sorted(allowed_cores())}")
-    return tuple(sorted(cores & allowed_cores()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,14 +144,3 @@ def _stamp(directory: Path) -> object:
         except OSError:
             stamps.append((0, 0, 0, 0))
     return tuple(stamps)
-
-
-def share_of_threads(wanted: int, *, nodes: int, cores: int = 0) -> int:
-    """How many threads a node gets that is one of `nodes` on this machine; `wanted` 0 leaves one alone its own choice.
-
-    So that all of them together have no more runnable threads than there are cores, and each has at least one.
-    """
-    cores = cores or usable_cores()
-    if nodes <= 1:
-        return wanted
-    return min(wanted or cores, max(1, cores // nodes))

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from llambo.engine import gguf, llama, memory, tune
 from llambo.engine.backend_store import Built
-from llambo.engine.choices import Choice, Shape
+from llambo.engine.choices import Choice
+from llambo.engine.policy import Shape
 from llambo.engine.trial import Setting, Trial, TrialFailed, TrialLate
 from llambo.engine.tune import Judged, Measured, Sample
 

@@ -62,10 +62,19 @@ class Trial:
 
     def __init__(self, setting: Setting, *, timeout_s: float = START_S, niceness: int = 0) -> None:
         self.setting = setting
+        self._process: subprocess.Popen[bytes] | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="llambo-trial-"))
-        self._socket = str(self._directory / "t.sock")
-        self._log = self._directory / "log"
-        order = asdict(setting) | {
+        try:
+            self._socket = str(self._directory / "t.sock")
+            self._log = self._directory / "log"
+            self._process = self._start(niceness)
+            self._wait_ready(self._process, time.monotonic() + timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, niceness: int) -> subprocess.Popen[bytes]:
+        order = asdict(self.setting) | {
             "socket_path": self._socket,
             "embedding": False,
             "cache_mib": 0,
@@ -73,7 +82,7 @@ class Trial:
             "niceness": niceness,
         }
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "llambo.engine.trial_child", json.dumps(order)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -81,11 +90,6 @@ class Trial:
                 env={**os.environ, **llama.spin_environment(os.environ)},
                 start_new_session=True,
             )
-        try:
-            self._wait_ready(time.monotonic() + timeout_s)
-        except BaseException:
-            self.close()
-            raise
 
     def __enter__(self) -> Self:
         return self
@@ -98,13 +102,14 @@ class Trial:
     def close(self) -> None:
         """Ends the process and removes its directory; may be called again."""
         process = self._process
-        if process.poll() is None:
-            process.kill()
-        process.wait(END_S)
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        if process is not None:
+            if process.poll() is None:
+                process.kill()
+            process.wait(END_S)
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def complete(
@@ -133,21 +138,27 @@ class Trial:
         import psutil  # noqa: PLC0415 - 20 ms
 
         with contextlib.suppress(psutil.Error):
-            return int(psutil.Process(self._process.pid).memory_full_info().uss)
+            return int(psutil.Process(self._pid).memory_full_info().uss)
         return 0
 
-    def _wait_ready(self, deadline: float) -> None:
-        assert self._process.stdout is not None
+    @property
+    def _pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def _wait_ready(self, process: subprocess.Popen[bytes], deadline: float) -> None:
+        assert process.stdout is not None
         left = max(0.0, deadline - time.monotonic())
-        if not select.select([self._process.stdout], [], [], left)[0]:
+        if not select.select([process.stdout], [], [], left)[0]:
             raise TrialLate("the engine was not open in time")
-        line = self._process.stdout.readline()
+        line = process.stdout.readline()
         said = json.loads(line) if line else {}
         if "ready" not in said:
             raise TrialFailed(said.get("failed") or self._ending())
 
     def _ending(self) -> str:
         """How the process ended, as a sentence."""
+        assert self._process is not None
         try:
             status = self._process.wait(END_S)
         except subprocess.TimeoutExpired:

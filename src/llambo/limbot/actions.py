@@ -231,9 +231,16 @@ async def retry(chat: Chat, _argument: str) -> None:
     question = next((e for e in reversed(chat.conversation.entries) if e.role == "user"), None)
     if question is None:
         raise NotFound("there is no question to ask again")
-    await undo(chat, "")
+    before, chat.conversation = chat.conversation, chat.conversation.undone()
+    count = len(chat.conversation.entries)
     chat.screen.echo(question.text)
-    await chat.ask(question.text)
+    try:
+        await chat.ask(question.text)
+    finally:
+        if len(chat.conversation.entries) > count:
+            await chat.shelf(Store.remove, [entry.turn for entry in before.entries[count:] if entry.turn])
+        else:  # nothing came: what there was stays
+            chat.conversation = before
 
 
 async def undo(chat: Chat, _argument: str) -> None:

@@ -15,11 +15,14 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llambo.engine.choices import Shape
-from llambo.engine.engines import EnginePolicy, Engines, share_of_threads
+from llambo.engine.policy import EngineHome, EnginePolicy, Shape, share_of_threads
 from llambo.engine.processor import usable_cores
 from llambo.node.spec import NodeSpec
+
+if TYPE_CHECKING:
+    from llambo.engine.engines import Engines
 
 log = logging.getLogger("llambo.launch.engine")
 
@@ -30,10 +33,11 @@ _CRASHES = frozenset({signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFP
 
 
 class NodeEngines:
-    """The engines of one launcher's nodes; with `engines` None every node has the wheel's own, as it was asked for."""
+    """The engines of one launcher's nodes; with `home` None every node has the wheel's own, as it was asked for."""
 
-    def __init__(self, engines: Engines | None) -> None:
-        self._engines = engines
+    def __init__(self, home: EngineHome | None) -> None:
+        self._home = home
+        self._opened: Engines | None = None  # once something is built
         self._tried: set[tuple[str, object]] = set()
         self._calibration: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -41,17 +45,24 @@ class NodeEngines:
     @property
     def policy(self) -> EnginePolicy:
         """What the configuration says."""
-        return self._engines.policy if self._engines is not None else EnginePolicy()
+        return self._home.policy if self._home is not None else EnginePolicy()
+
+    @property
+    def _engines(self) -> Engines | None:
+        """What there is to choose from; None where nothing was built."""
+        if self._opened is None and self._home is not None and self._home.has_any:
+            self._opened = self._home.open()
+        return self._opened
 
     async def complete(self, spec: NodeSpec, *, nodes: int) -> NodeSpec:
         """The spec with what the engine is opened with, for one of `nodes` nodes that share this machine."""
-        if self._engines is None:
+        if self._home is None:
             return spec
-        engines = self._engines
-        if engines.policy.share_cores:
+        policy = self.policy
+        if policy.share_cores:
             spec = dataclasses.replace(spec, threads=share_of_threads(spec.threads, nodes=nodes))
-        if spec.pools or not engines.has_any:
-            policy = engines.policy
+        engines = self._engines
+        if spec.pools or engines is None:
             return dataclasses.replace(spec, flash_attention=policy.flash_attention, numa=policy.numa, cpus=policy.cpus)
         opening = await asyncio.to_thread(
             engines.opening,
@@ -67,21 +78,23 @@ class NodeEngines:
 
         A node that was killed, or that ran out of memory, says nothing about its backend.
         """
-        if self._engines is None or not spec.backend or -status not in _CRASHES:
+        engines = self._engines
+        if engines is None or not spec.backend or -status not in _CRASHES:
             return False
         name = signal.Signals(-status).name
-        self._engines.disable(Path(spec.backend).name, f"a node that used it crashed ({name})")
+        engines.disable(Path(spec.backend).name, f"a node that used it crashed ({name})")
         return True
 
     def cannot_load(self, backend: str, reason: str) -> None:
         """Sets a backend aside that a zygote or a node could not load."""
-        if self._engines is not None:
-            self._engines.disable(backend, f"it could not be loaded: {reason}")
+        engines = self._engines
+        if engines is not None:
+            engines.disable(backend, f"it could not be loaded: {reason}")
 
     def has_served(self, spec: NodeSpec) -> None:
         """A node is ready: where nothing is known of such a node yet, it is measured, in the background."""
         engines = self._engines
-        if engines is None or self._is_closed or spec.pools or not engines.has_any:
+        if engines is None or self._is_closed or spec.pools:
             return
         key = (spec.model_path, _shape(spec))
         if key in self._tried or (self._calibration is not None and not self._calibration.done()):

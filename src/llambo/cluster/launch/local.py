@@ -35,7 +35,7 @@ from llambo.cluster.launch.rundir import NodeLogs, RunDir, read_tail
 from llambo.cluster.launch.zygote import ANSWER_S, ZygoteProcess, exit_reason
 from llambo.core.errors import BadModel, Cancelled, LlamboError, NameInUse, TimedOut
 from llambo.engine import memory
-from llambo.engine.engines import Engines
+from llambo.engine.policy import EngineHome
 from llambo.node.spec import NodeSpec
 
 log = logging.getLogger("llambo.launch.local")
@@ -80,7 +80,7 @@ class LocalLauncher:
         log_dir: Path | None = None,
         available: Callable[[], int] = memory.available_bytes,
         loads_at_once: int = 0,
-        engines: Engines | None = None,
+        engines: EngineHome | None = None,
     ) -> None:
         self._run_parent = run_parent
         self._log_dir = log_dir
