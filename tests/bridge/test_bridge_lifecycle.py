@@ -17,9 +17,8 @@ import psutil
 import pytest
 from bridge_fakes import PATIENCE_S, FakeDoor, Running, running_bridge
 
-from llambo.bridge import listen
 from llambo.bridge.server import BridgeServer
-from llambo.core import paths
+from llambo.core import paths, unix_socket
 from llambo.core.errors import BadConfig, LlamboError, NameInUse, Refused
 from llambo.core.unix_socket import BoundSocket, bind_unix
 
@@ -111,7 +110,7 @@ async def test_a_file_in_place_of_the_directory_is_named(tmp_path: Path) -> None
 
 
 def test_a_directory_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "_only_starter", contextlib.nullcontext)  # whose directory is another
+    monkeypatch.setattr(unix_socket, "_only_starter", contextlib.nullcontext)  # whose directory is another
     tmp_path.chmod(0o500)
     user = os.geteuid()
     if user == 0:
@@ -141,7 +140,7 @@ def test_a_lock_that_others_can_take_hinders_nobody(path: Path) -> None:
 
 
 def test_a_start_that_takes_for_ever_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "_LOCK_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(unix_socket, "_LOCK_TIMEOUT_S", 0.02)
     with locked(paths.make_private_dir(paths.runtime_dir())), pytest.raises(NameInUse, match=r"starting.*run"):
         bind_unix(path, 1)
 
@@ -170,7 +169,7 @@ def test_an_error_without_a_number_says_what_it_is(path: Path, monkeypatch: pyte
     def fail(listener: socket.socket, where: Path) -> None:
         raise OSError("AF_UNIX path too long")  # as Python itself raises it
 
-    monkeypatch.setattr(listen, "_bind_private", fail)
+    monkeypatch.setattr(unix_socket, "_bind_private", fail)
     with pytest.raises(LlamboError, match=r"cannot listen on .*: AF_UNIX path too long"):
         bind_unix(path, 1)
 
