@@ -42,6 +42,7 @@ from llambo.core import config, paths
 from llambo.core.errors import BadRequest, LlamboError, NoModel, NotFound
 from llambo.core.types import Counters, Done, Event, GenerateRequest, LoadOptions, ModelInfo
 from llambo.engine.download import Progress
+from llambo.engine.policy import EngineHome, EnginePolicy
 
 log = logging.getLogger("llambo.cluster")
 
@@ -66,7 +67,8 @@ class Cluster:
         on_demand: bool = False,
     ) -> None:
         self._settings = settings = settings or config.load().settings
-        local = launcher or LocalLauncher(paths.runtime_dir(), log_dir=log_dir)
+        engines = EngineHome(paths.home(), EnginePolicy.of(settings.engine))
+        local = launcher or LocalLauncher(paths.runtime_dir(), log_dir=log_dir, engines=engines)
         attach = AttachLauncher()
         self._metrics = Metrics(lambda: survey.metrics_snapshot(self._world, self.status().models))
         self._catalogue = Catalogue(settings, progress)
