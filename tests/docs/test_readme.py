@@ -27,11 +27,12 @@ def test_the_readme_has_questions() -> None:
 
 @pytest.mark.parametrize("line", sorted(set(QUESTIONS)))
 def test_a_question_of_the_readme_is_answered(line: str) -> None:
-    limbot = shlex.join(command("limbot"))
+    if " -c " in line:  # there must be something to go on with
+        assert run("limbot", "What is a node?").returncode == 0
     done = subprocess.run(
-        ["sh", "-c", line.replace("./limbot-cli", limbot)],
+        ["sh", "-c", line.replace("./limbot-cli", shlex.join(command("limbot")))],
         cwd=REPOSITORY,
-        stdin=subprocess.DEVNULL,
+        input="What is a node?\n" if line.endswith(" -i") else "",  # a chat without a terminal
         capture_output=True,
         text=True,
         timeout=60,
