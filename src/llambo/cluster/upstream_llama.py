@@ -30,11 +30,10 @@ _TELLS_NO_PROGRESS = frozenset({"/v1/messages"})
 """Endpoints that stream and take no `return_progress`: llama-server translates those bodies, and leaves it out."""
 _NOT_THE_REQUEST = frozenset({401, 403, 408, 429})
 """Refusals that are between the node and us."""
-_CALLERS_FAULT = re.compile(
-    r"\[json\.exception\.|Failed to parse |vector::_M_range_check|not supported by this model|does not support "
-)
+_CALLERS_FAULT = re.compile(r"\[json\.exception\.|Failed to parse |vector::_M_range_check")
 """What the engine calls its own fault (500) and is the caller's: a member of another type than it takes, messages that
-its template cannot hold, a token that the vocabulary has not, what the model cannot do."""
+its template cannot hold, a token that the vocabulary has not."""
+_NOT_SUPPORTED = 501
 _TRUE = msgspec.Raw(b"true")
 
 _T = TypeVar("_T")
@@ -236,9 +235,11 @@ class LlamaUpstream:
         """Raises for a refusal that is not the request's own fault."""
         if status in (404, 405):
             raise NotThere(f"node {self.node} has no such endpoint")
-        if status in _NOT_THE_REQUEST or not 400 <= status < 500:
-            raise self._error_of_status(BadStatus(status, body))
         error = self._error_of_status(BadStatus(status, body))
+        if status == _NOT_SUPPORTED:  # by the model, whichever node has it
+            raise BadRequest(error.message)
+        if status in _NOT_THE_REQUEST or not 400 <= status < 500:
+            raise error
         return error if isinstance(error, PromptTooLong) else None
 
     def _error_in_stream(self, error: object) -> LlamboError:
@@ -256,7 +257,7 @@ class LlamaUpstream:
                 return _too_long("prompt", error.n_prompt_tokens, error.n_ctx)
             case _Error() if found := _TOO_LONG_TO_POOL.search(error.message):
                 return _too_long("text", int(found[1]), int(found[2]))
-            case _Error(type="invalid_request_error" | "not_supported_error"):
+            case _Error(type="invalid_request_error"):
                 return BadRequest(error.message)
             case _Error() if _CALLERS_FAULT.search(error.message):
                 return BadRequest(error.message)
