@@ -141,6 +141,7 @@ async def _serve(config: Config, log_path: Path, report: serving.Report, *, as_j
                     "nodes": cluster.cluster_status().nodes.total,
                     "problems": problems,
                 }
+                serving.settle_memory()
                 _tell_ready(facts, report, as_json=as_json)
                 await work
         finally:

@@ -95,9 +95,13 @@ class Engine:
         """Saves what the slot would lose, and takes what fits better out of the store."""
         if not self.spare or slot.held.chat == request.chat.id:
             return
-        best = max(self.store, key=lambda spare: spare.shared(request), default=None)
         saved = slot.held
-        if best is not None and best.shared(request) > saved.shared(request):
+        best, most = None, saved.shared(request)
+        chat, system = request.chat.id, request.chat.system
+        for spare in self.store:
+            if (spare.chat == chat or spare.system == system) and (shared := spare.shared(request)) > most:
+                best, most = spare, shared
+        if best is not None:
             self.store.remove(best)
             slot.held = best
         if saved.tokens:
