@@ -421,9 +421,10 @@ async def test_a_node_that_waits_for_its_turn_can_be_cancelled(
     launcher = LocalLauncher(tmp_path / "run", loads_at_once=1)
     try:
         stuck = asyncio.create_task(launcher.spawn(request_for(stuck_model, "n1"), timeout_s=30))
-        waiting = asyncio.create_task(launcher.spawn(request_for(tiny_model, "n2"), timeout_s=30))
-        while launcher.slot_dir("n1") is None:
+        while launcher.slot_dir("n1") is None:  # it has the one turn
             await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(launcher.spawn(request_for(tiny_model, "n2"), timeout_s=30))
+        await asyncio.wait({waiting}, timeout=0.2)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -440,9 +441,10 @@ async def test_closing_fails_the_spawns_that_wait_and_those_that_come(
 ) -> None:
     launcher = LocalLauncher(tmp_path / "run", loads_at_once=1)
     stuck = asyncio.create_task(launcher.spawn(request_for(stuck_model, "n1"), timeout_s=30))
-    waiting = asyncio.create_task(launcher.spawn(request_for(tiny_model, "n2"), timeout_s=30))
-    while launcher.slot_dir("n1") is None:
+    while launcher.slot_dir("n1") is None:  # it has the one turn
         await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(launcher.spawn(request_for(tiny_model, "n2"), timeout_s=30))
+    await asyncio.wait({waiting}, timeout=0.2)
     await launcher.close()
     outcome = await asyncio.gather(stuck, waiting, return_exceptions=True)
     assert isinstance(outcome[0], Cancelled)
