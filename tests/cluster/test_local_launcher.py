@@ -407,6 +407,8 @@ async def test_waiting_for_a_turn_is_no_part_of_the_time_to_load(
     try:
         await launcher.spawn(request_for(tiny_model, "n0"), timeout_s=30)
         stuck = asyncio.create_task(launcher.spawn(request_for(stuck_model, "n1"), timeout_s=3))
+        while launcher.slot_dir("n1") is None:  # it has the one turn
+            await asyncio.sleep(0.01)
         waiting = asyncio.create_task(launcher.spawn(request_for(tiny_model, "n2"), timeout_s=2.5))
         with pytest.raises(TimedOut, match=r"stuck\.gguf was not loaded within 3 s"):
             await stuck
