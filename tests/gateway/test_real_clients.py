@@ -124,6 +124,7 @@ async def test_openai_gets_json_by_its_schema(client: openai.AsyncOpenAI) -> Non
         model="built-in",
         messages=HELLO,
         max_tokens=60,
+        temperature=0,
         response_format={"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}},
     )
     assert json.loads(answer.choices[0].message.content or "")["colour"] in {"red", "blue"}
