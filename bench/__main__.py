@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import xllamacpp
 
-from bench import bridge, chat, cluster, engine, gateway, namespace, ninep, routing, start
+from bench import bridge, chat, cluster, ending, engine, gateway, namespace, ninep, routing, start
 from bench.harness import Report
 
 PARTS = {
@@ -46,8 +46,9 @@ def main() -> None:
         if name not in PARTS:
             parser.error(f"no such part: {name}; there are {', '.join(PARTS)}")
     report = Report()
-    for name in options.parts or PARTS:
-        PARTS[name](report)
+    with ending.orderly():
+        for name in options.parts or PARTS:
+            PARTS[name](report)
     if options.report:
         text = f"""# Figures
 

@@ -1,16 +1,19 @@
 """The bridge against the node's own server: round trips, streams, memory, and answering while a model loads.
 
-python -m bench.bridge [ping] [streams] [memory] [load]
+python -m bench ping streams memory load
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from bench.harness import MODELS, Report, bridge_process, interleave, model, per
 from llambo import AsyncBridge, Bridge
 from llambo.cluster.launch.base import NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
-from llambo.cluster.upstream import StreamEnd, Upstream
+from llambo.cluster.upstream import Attempt, StreamEnd, Upstream, open_upstream
 from llambo.core.types import LoadOptions, Sampling
 from llambo.engine import gguf, llama, models
 
@@ -44,9 +47,11 @@ def ping(report: Report) -> None:
 
 
 async def _native(upstream: Upstream, tokens: int) -> int:
-    async for event in upstream.stream(PROMPT, Sampling(max_tokens=tokens, temperature=0)):
-        if isinstance(event, StreamEnd):
-            return event.tokens
+    attempt = Attempt(PROMPT, sampling=Sampling(max_tokens=tokens, temperature=0))
+    async with aclosing(upstream.stream(attempt)) as events:
+        async for event in events:
+            if isinstance(event, StreamEnd):
+                return event.tokens
     raise AssertionError
 
 
@@ -77,32 +82,27 @@ async def _rate(ask: Callable[[], Coroutine[Any, Any, int]], streams: int) -> fl
 
 
 async def _compare(report: Report, name: str, path: Path, tokens: int, rounds: int) -> None:
-    launcher = LocalLauncher(MODELS / "run")
     threads = llama.threads_for(gguf.read(path).tensor_bytes)  # as the bridge chooses
-    node = await launcher.spawn(
-        NodeRequest("native", str(path), LoadOptions(ctx=CTX, slots=SLOTS, threads=threads)), timeout_s=120
-    )
-    upstream = Upstream(node.name, node.socket_path)
-    try:
-        with bridge_process() as (socket, _):
-            async with AsyncBridge.connect(socket) as bridge:
-                await bridge.load_model(str(path), ctx=CTX, slots=SLOTS)
-                for streams in (1, SLOTS):
-                    for protocol, ask in (
-                        ("binary", lambda: _binary(bridge, tokens)),
-                        ("text", lambda: _text(socket, tokens)),
-                    ):
-                        native, bridged, ratio = await interleave(
-                            lambda streams=streams: _rate(lambda: _native(upstream, tokens), streams),
-                            lambda streams=streams, ask=ask: _rate(ask, streams),
-                            rounds,
-                        )
-                        what = f"{name}, {streams} stream{'s' if streams > 1 else ''}, {protocol}"
-                        rates = f"{bridged:.0f} of {native:.0f} tokens/s"
-                        report.add(what, f"{ratio:.3f} of native ({rates})", ">= 0.95")
-    finally:
-        await upstream.close()
-        await launcher.close()
+    request = NodeRequest("native", str(path), LoadOptions(ctx=CTX, slots=SLOTS, threads=threads))
+    launcher = LocalLauncher(MODELS / "run")
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(launcher.close)
+        node = await launcher.spawn(request, timeout_s=120)
+        upstream = open_upstream(node)
+        stack.push_async_callback(upstream.close)
+        socket, _ = stack.enter_context(bridge_process())
+        bridge = await stack.enter_async_context(AsyncBridge.connect(socket))
+        await bridge.load_model(str(path), ctx=CTX, slots=SLOTS)
+        asks: dict[str, Callable[[], Coroutine[Any, Any, int]]] = {
+            "binary": lambda: _binary(bridge, tokens),
+            "text": lambda: _text(socket, tokens),
+        }
+        for streams, (protocol, ask) in itertools.product((1, SLOTS), asks.items()):
+            native, bridged, ratio = await interleave(
+                partial(_rate, lambda: _native(upstream, tokens), streams), partial(_rate, ask, streams), rounds
+            )
+            what = f"{name}, {streams} stream{'s' if streams > 1 else ''}, {protocol}"
+            report.add(what, f"{ratio:.3f} of native ({bridged:.0f} of {native:.0f} tokens/s)", ">= 0.95")
 
 
 def streams(report: Report) -> None:

@@ -8,7 +8,6 @@ import os
 import pty
 import select
 import statistics
-import subprocess
 import sys
 import tempfile
 import termios
@@ -19,8 +18,8 @@ from pathlib import Path
 
 import uvloop
 
-from bench import make_model
-from bench.harness import MODELS, Report, percentile
+from bench import ending
+from bench.harness import Report, model, percentile
 from llambo.cluster.api import Cluster
 from llambo.core.types import Done, Event, GenerateRequest, ModelInfo, Sampling
 from llambo.limbot.chat import Chat
@@ -65,25 +64,14 @@ def _limbot(home: str, *arguments: str) -> Iterator[_Screen]:
     main, other = pty.openpty()
     termios.tcsetwinsize(other, (40, 100))
     environment = {**os.environ, "LLAMBO_HOME": home, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], stdin=other, stdout=other, stderr=other, env=environment, start_new_session=True
-    )
-    os.close(other)
     try:
-        yield _Screen(main)
+        with ending.process(
+            [*COMMAND, *arguments], stdin=other, stdout=other, stderr=other, env=environment, start_new_session=True
+        ):
+            os.close(other)
+            yield _Screen(main)
     finally:
-        process.terminate()
-        process.wait()
         os.close(main)
-
-
-def _walk() -> Path:
-    path = MODELS / "walk.gguf"
-    if not path.exists():
-        MODELS.mkdir(exist_ok=True)
-        part = make_model.write(path.with_suffix(f".{os.getpid()}"), make_model.PRESETS["tiny"], walk=True)
-        part.replace(path)
-    return path
 
 
 def echo(report: Report) -> None:
@@ -91,7 +79,7 @@ def echo(report: Report) -> None:
     times: list[float] = []
     with (
         tempfile.TemporaryDirectory(prefix="llambo-bench-") as home,
-        _limbot(home, "-m", str(_walk()), "--temperature", "0") as screen,
+        _limbot(home, "-m", str(model("tiny", walk=True)), "--temperature", "0") as screen,
     ):
         screen.until(b"Ctrl-D ends")
         screen.until(PROMPT)
@@ -147,7 +135,7 @@ class _First(PipeScreen):
         super().__init__(sys.stdin, null, null)
         self.first = 0.0
 
-    def answer(self) -> _First:  # type: ignore[override] # it is its own writer
+    def answer(self) -> _First:  # it is its own writer
         """Begins anew."""
         self.first = 0.0
         return self
@@ -231,7 +219,10 @@ def _started(home: str) -> float:
 
 def store(report: Report) -> None:
     """Starting a chat, and searching, with ten thousand turns in the store."""
-    with tempfile.TemporaryDirectory(prefix="llambo-bench-") as empty, tempfile.TemporaryDirectory() as full:
+    with (
+        tempfile.TemporaryDirectory(prefix="llambo-bench-") as empty,
+        tempfile.TemporaryDirectory(prefix="llambo-bench-") as full,
+    ):
         path = Path(full) / "limbot.db"
         _filled(path)
         pairs = [(_started(empty), _started(full)) for _ in range(5)]
@@ -266,4 +257,4 @@ def reuse(report: Report) -> None:
     asyncio.run(_reuse(report))
 
 
-PARTS = {"chat_echo": echo, "chat_first_token": first_token, "chat_reuse": reuse, "chat_store": store}
+PARTS = {"chat-echo": echo, "chat-first-token": first_token, "chat-reuse": reuse, "chat-store": store}

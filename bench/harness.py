@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import make_model
+from bench import ending, make_model
 
 MODELS = Path(tempfile.gettempdir()) / "llambo-bench"
 
@@ -39,13 +39,16 @@ class Report:
         return "\n".join(lines + [f"| {' | '.join(row)} |" for row in self.rows])
 
 
-def model(preset: str) -> Path:
+def model(preset: str, *, walk: bool = False) -> Path:
     """The benchmark model of that preset, made on first use."""
-    path = MODELS / f"{preset}.gguf"
+    path = MODELS / f"{preset}{'-walk' if walk else ''}.gguf"
     if not path.exists():
         MODELS.mkdir(exist_ok=True)
-        part = make_model.write(path.with_suffix(f".{os.getpid()}"), make_model.PRESETS[preset])
-        part.replace(path)
+        part = path.with_suffix(f".{os.getpid()}")
+        try:
+            make_model.write(part, make_model.PRESETS[preset], walk=walk).replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     return path
 
 
@@ -53,22 +56,14 @@ def model(preset: str) -> Path:
 def bridge_process(*arguments: str) -> Iterator[tuple[str, int]]:
     """A bridge with a home and a socket of its own; gives the socket's path and the process id."""
     with tempfile.TemporaryDirectory(prefix="llambo-bench-") as directory:
-        environment = {**os.environ, "LLAMBO_HOME": directory}
         socket = f"{directory}/b.sock"
-        process = subprocess.Popen(
-            [sys.executable, "-m", "llambo.cli.bridge", "--socket-path", socket, *arguments],
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        assert process.stdout is not None
-        try:
-            if not process.stdout.readline():
+        command = [sys.executable, "-m", "llambo.cli.bridge", "--socket-path", socket, *arguments]
+        environment = {**os.environ, "LLAMBO_HOME": directory}
+        with ending.process(command, stdout=subprocess.PIPE, env=environment) as bridge:
+            assert bridge.stdout is not None
+            if not bridge.stdout.readline():
                 raise SystemExit("the bridge did not start")
-            yield socket, process.pid
-        finally:
-            process.terminate()
-            process.wait()
-            process.stdout.close()
+            yield socket, bridge.pid
 
 
 async def interleave(

@@ -2,13 +2,15 @@
 
     python -m bench.make_model small.gguf --preset small
 
-`mode="walk"` makes the next token a fixed permutation of the last one: greedy text never ends and does not hang on
-rounding, so two engines must agree on it (it cannot show a fault in the KV cache). Needs `gguf` and `numpy`.
+A walk makes the next token a fixed permutation of the last one: greedy text never ends and does not hang on rounding,
+so two engines must agree on it (it cannot show a fault in the KV cache). A model that is to say something else is a
+`Writer` with an `output` of its own. Needs `gguf` and `numpy`.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,20 +63,51 @@ def vocabulary(size: int) -> list[str]:
     return pieces[: size - len(SPECIALS) - 256]
 
 
-class _Writer:
-    """One model on its way to the file."""
+class Writer:
+    """One model on its way to the file `path`; equal arguments give equal files.
 
-    def __init__(self, path: Path, shape: Shape, *, walk: bool, seed: int) -> None:
+    `pieces` take the place of the vocabulary's last words. A subclass adds to `facts` and `tensors`, or has an `output`
+    of its own.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: Shape,
+        *,
+        walk: bool = False,
+        seed: int = 1,
+        pieces: Sequence[str] = (),
+        template: str = CHAT_TEMPLATE,
+        architecture: str = "llama",
+    ) -> None:
+        self.path = path
         self.shape = shape
         self.walk = walk
+        self.words = vocabulary(shape.vocab)
+        self.words[len(self.words) - len(pieces) :] = pieces
+        self.template = template
         self.random = np.random.default_rng(seed)
-        self.gguf = gguf.GGUFWriter(path, "llama")
+        self.gguf = gguf.GGUFWriter(path, architecture)
+
+    def write(self, name: str) -> Path:
+        """Writes all of it; `name` is what the model calls itself. Returns `path`."""
+        self.facts(name)
+        self.tokens()
+        self.tensors()
+        self.gguf.write_header_to_file()
+        self.gguf.write_kv_data_to_file()
+        self.gguf.write_tensors_to_file()
+        self.gguf.close()
+        return self.path
 
     def matrix(self, rows: int, columns: int, scale: float = 1.0) -> Matrix:
+        """Random values, so small that a product with them keeps the size of what it is a product with."""
         values = self.random.standard_normal((rows, columns), dtype=np.float32)
         return values * np.float32(scale / np.sqrt(columns))
 
     def put(self, name: str, values: Matrix, kind: Kind) -> None:
+        """One tensor, in the type `kind`."""
         if kind == Kind.F32:
             self.gguf.add_tensor(name, values)
         elif kind == Kind.F16:
@@ -83,6 +116,7 @@ class _Writer:
             self.gguf.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
     def facts(self, name: str) -> None:
+        """What the file says of the model."""
         s, w = self.shape, self.gguf
         w.add_name(name)
         w.add_context_length(s.ctx)
@@ -96,19 +130,19 @@ class _Writer:
         w.add_vocab_size(s.vocab)
 
     def tokens(self) -> None:
-        words = vocabulary(self.shape.vocab)
-        texts = [*SPECIALS, *(f"<0x{b:02X}>" for b in range(256)), *words]
+        """The vocabulary, its special tokens and the chat template."""
+        texts = [*SPECIALS, *(f"<0x{b:02X}>" for b in range(256)), *self.words]
         kinds = [
             gguf.TokenType.UNKNOWN,
             *[gguf.TokenType.CONTROL] * (len(SPECIALS) - 1),
             *[gguf.TokenType.BYTE] * 256,
-            *[gguf.TokenType.NORMAL] * len(words),
+            *[gguf.TokenType.NORMAL] * len(self.words),
         ]
         w = self.gguf
         w.add_tokenizer_model("llama")
         w.add_tokenizer_pre("default")
         w.add_token_list([text.encode() for text in texts])
-        w.add_token_scores([0.0] * (len(SPECIALS) + 256) + [-float(i + 1) for i in range(len(words))])
+        w.add_token_scores([0.0] * (len(SPECIALS) + 256) + [-float(i + 1) for i in range(len(self.words))])
         w.add_token_types(kinds)
         w.add_unk_token_id(0)
         w.add_bos_token_id(1)
@@ -116,9 +150,10 @@ class _Writer:
         w.add_eot_token_id(4)
         w.add_add_bos_token(True)
         w.add_add_space_prefix(False)
-        w.add_chat_template(CHAT_TEMPLATE)
+        w.add_chat_template(self.template)
 
     def tensors(self) -> None:
+        """All weights."""
         s = self.shape
         head = s.width // s.heads
         # In a walk the blocks hardly touch the residual stream, so that the output sees the last token alone.
@@ -158,15 +193,7 @@ class _Writer:
 
 def write(path: Path, shape: Shape, *, walk: bool = False, seed: int = 1, name: str = "random") -> Path:
     """Writes the model and returns `path`; equal arguments give equal files."""
-    writer = _Writer(path, shape, walk=walk, seed=seed)
-    writer.facts(name)
-    writer.tokens()
-    writer.tensors()
-    writer.gguf.write_header_to_file()
-    writer.gguf.write_kv_data_to_file()
-    writer.gguf.write_tensors_to_file()
-    writer.gguf.close()
-    return path
+    return Writer(path, shape, walk=walk, seed=seed).write(name)
 
 
 def main() -> None:

@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import uvloop
 
+from bench import ending
 from bench.harness import Report, interleave, model, percentile
 from llambo.cluster.api import Cluster
 from llambo.cluster.control import ClusterEvent
@@ -91,22 +92,32 @@ async def _stream(client: AsyncClient, ctl: AsyncFile, path: str, tokens: int) -
     return first, count / took
 
 
+@contextlib.asynccontextmanager
+async def _reader(address: str) -> AsyncIterator[Callable[[int], Awaitable[tuple[float, float]]]]:
+    """The reader's process; what is given asks it for one answer of so many tokens."""
+    reader = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.namespace", "read", address,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert reader.stdin is not None
+    assert reader.stdout is not None
+    say, hear = reader.stdin, reader.stdout
+
+    async def stream(count: int) -> tuple[float, float]:
+        say.write(f"{count}\n".encode())
+        first, rate = map(float, (await hear.readline()).split())
+        return first, rate
+
+    try:
+        yield stream
+    finally:
+        say.close()
+        await reader.wait()
+
+
 async def _streams(report: Report, name: str, path: Path, tokens: int, firsts: int) -> None:
-    async with _served(path) as (cluster, address):
-        reader = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.namespace", "read", address,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        assert reader.stdin is not None
-        assert reader.stdout is not None
-        say, hear = reader.stdin, reader.stdout
-
-        async def stream(count: int) -> tuple[float, float]:
-            say.write(f"{count}\n".encode())
-            first, rate = map(float, (await hear.readline()).split())
-            return first, rate
-
+    async with _served(path) as (cluster, address), _reader(address) as stream:
         await _door(cluster, 4)
         await stream(4)
         pairs = [(await _door(cluster, 4), await stream(4)) for _ in range(firsts)]
@@ -127,8 +138,6 @@ async def _streams(report: Report, name: str, path: Path, tokens: int, firsts: i
         one, two, ratio = await interleave(through_door, through_stream, ROUNDS)
         figure = f"{ratio:.3f} ({two:,.0f} of {one:,.0f} tokens/s)"
         report.add(f"{name}: tokens/s of sessions/N/stream against the cluster's door", figure, ">= 0.95")
-        say.close()
-        await reader.wait()
 
 
 async def _serve(directory: str) -> None:
@@ -148,19 +157,12 @@ async def _serve(directory: str) -> None:
 @contextlib.asynccontextmanager
 async def _server() -> AsyncIterator[tuple[str, psutil.Process]]:
     with tempfile.TemporaryDirectory(prefix="llambo-bench-") as directory:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.namespace", directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            if not process.stdout.readline():
+        command = [sys.executable, "-m", "bench.namespace", directory]
+        with ending.process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            assert server.stdout is not None
+            if not server.stdout.readline():
                 raise SystemExit("the namespace did not start")
-            yield f"unix!{directory}/styx", psutil.Process(process.pid)
-        finally:
-            process.stdin.close()
-            process.wait()
-            process.stdout.close()
+            yield f"unix!{directory}/styx", psutil.Process(server.pid)
 
 
 async def _listing(report: Report) -> None:
@@ -225,7 +227,7 @@ def events(report: Report) -> None:
     uvloop.run(_events(report))
 
 
-PARTS = {"styx_streams": streams, "styx_listing": listing, "styx_events": events}
+PARTS = {"styx-streams": streams, "styx-listing": listing, "styx-events": events}
 
 if __name__ == "__main__":
     match sys.argv[1:]:

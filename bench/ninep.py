@@ -14,10 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 import psutil
 import uvloop
 
+from bench import ending
 from bench.harness import Report, interleave
 from llambo.ninep import messages as m
 from llambo.ninep.client import AsyncClient
@@ -108,19 +110,12 @@ class _Raw(asyncio.BufferedProtocol):
 @contextlib.asynccontextmanager
 async def _server() -> AsyncIterator[tuple[str, psutil.Process]]:
     with tempfile.TemporaryDirectory(prefix="llambo-bench-") as directory:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.ninep", directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            if not process.stdout.readline():
+        command = [sys.executable, "-m", "bench.ninep", directory]
+        with ending.process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            assert server.stdout is not None
+            if not server.stdout.readline():
                 raise SystemExit("the file server did not start")
-            yield directory, psutil.Process(process.pid)
-        finally:
-            process.stdin.close()
-            process.wait()
-            process.stdout.close()
+            yield directory, psutil.Process(server.pid)
 
 
 async def _client(directory: str) -> AsyncClient:
@@ -157,17 +152,10 @@ async def _small(report: Report) -> None:
     async with _server() as (directory, _), await _client(directory) as client:
         echo = await _raw(f"{directory}/echo")
         async with client.open("small") as file:
-            fid = file.info.fid
-            for in_flight, wanted in ((1, ">= 8,000/s"), (64, ">= 40,000/s")):
-                count = 20_000 if in_flight == 1 else 64 * 500
-
-                async def raw(in_flight: int = in_flight, count: int = count) -> float:
-                    answer_bytes = 11 + len(SMALL)
-                    return await _pipelined(echo, bytes(REQUEST_BYTES), in_flight, answer_bytes, count // in_flight)
-
-                echoed, rate, ratio = await interleave(
-                    raw, lambda in_flight=in_flight, count=count: _reads(client, fid, in_flight, count), ROUNDS
-                )
+            for in_flight, count, wanted in ((1, 20_000, ">= 8,000/s"), (64, 64 * 500, ">= 40,000/s")):
+                raw = partial(_pipelined, echo, bytes(REQUEST_BYTES), in_flight, 11 + len(SMALL), count // in_flight)
+                ours = partial(_reads, client, file.info.fid, in_flight, count)
+                echoed, rate, ratio = await interleave(raw, ours, ROUNDS)
                 what = f"9P small reads, {in_flight} in flight, Python at both ends"
                 report.add(what, f"{rate:,.0f}/s ({ratio:.2f} of an echo's {echoed:,.0f}/s)", wanted)
         await _small_server(report, directory)
@@ -176,14 +164,13 @@ async def _small(report: Report) -> None:
 async def _small_server(report: Report, directory: str) -> None:
     """The server alone: 64 reads sent together, as bytes made before."""
     raw = await _raw(f"{directory}/9p")
-    names = ("small",)
-    hello = (
-        m.Tversion(m.NOTAG, 8192, m.VERSION),
-        m.Tattach(0, 0, m.NOFID, "", ""),
-        m.Twalk(0, 0, 1, names),
-        m.Topen(0, 1, 0),
+    hello: tuple[tuple[m.Message, int], ...] = (
+        (m.Tversion(m.NOTAG, 8192, m.VERSION), 19),
+        (m.Tattach(0, 0, m.NOFID, "", ""), 20),
+        (m.Twalk(0, 0, 1, ("small",)), 22),
+        (m.Topen(0, 1, 0), 24),
     )
-    for message, due in zip(hello, (19, 20, 22, 24), strict=True):
+    for message, due in hello:
         await raw.exchange(encode(message), due)
     data = b"".join(encode(m.Tread(tag, 1, 0, 4096)) for tag in range(64))
     rates = []
@@ -279,7 +266,7 @@ def blocked(report: Report) -> None:
     uvloop.run(_blocked(report))
 
 
-PARTS = {"9p_small": small, "9p_large": large, "9p_listing": listing, "9p_blocked": blocked}
+PARTS = {"9p-small": small, "9p-large": large, "9p-listing": listing, "9p-blocked": blocked}
 
 if __name__ == "__main__":
     uvloop.run(_serve(sys.argv[1]))

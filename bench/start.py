@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 
+from bench import ending
 from bench.harness import Report
 
 ROUNDS = 11
@@ -20,16 +21,14 @@ def one_shot(report: Report) -> None:
     command = [sys.executable, "-c", "import llambo.cli.limbot as m; m.main()", "What is distributed computing?"]
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory(prefix="llambo-bench-") as home:
-            started = time.perf_counter()
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env={**os.environ, "LLAMBO_HOME": home}
-            )
-            assert process.stdout is not None
-            process.stdout.read(1)
-            times.append(time.perf_counter() - started)
-            process.stdout.read()
-            process.stdout.close()
-            process.wait()
+            environment = {**os.environ, "LLAMBO_HOME": home}
+            began = time.perf_counter()
+            with ending.process(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment) as limbot:
+                assert limbot.stdout is not None
+                limbot.stdout.read(1)
+                times.append(time.perf_counter() - began)
+                limbot.stdout.read()
+                limbot.wait()
     figure = f"{statistics.median(times):.2f} s (slowest of {ROUNDS}: {max(times):.2f} s)"
     report.add("cold one-shot, exec to first token, built-in model", figure, "<= 1.5 s")
 
@@ -50,4 +49,4 @@ def _seconds(code: str) -> float:
     return time.perf_counter() - started
 
 
-PARTS = {"one_shot": one_shot, "imports": imports}
+PARTS = {"one-shot": one_shot, "imports": imports}

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,11 @@ async def program(*arguments: str, **environment: str) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def refusing() -> Target:
-    """A port where nobody listens."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return Target("127.0.0.1", unused.getsockname()[1])
+def refusing() -> Iterator[Target]:
+    """A port where nobody listens, and which nobody else gets."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield Target("127.0.0.1", taken.getsockname()[1])
 
 
 async def test_a_node_answers_every_kind_of_request(tmp_path: Path, walk_model: Path) -> None:
@@ -129,7 +130,7 @@ async def test_a_server_that_hangs_is_given_up(refusing: Target) -> None:
         await asyncio.Event().wait()
 
     async with server(hang) as seen:
-        summary = summarise(await run(seen.target, Workload(), requests=3, streams=3, timeout_s=0.2))
+        summary = summarise(await run(seen.target, Workload(), requests=3, streams=3, timeout_s=0.5))
     assert summary.by_reason == {wire.TIMEOUT: 3}
     assert summary.by_status == {"200": 3}
     summary = summarise(await run(refusing, Workload(), requests=3))

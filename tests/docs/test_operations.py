@@ -6,6 +6,9 @@ import re
 import shlex
 from pathlib import Path
 
+from typer.main import get_group
+
+from llambo.cli import llamboctl
 from llambo.core import config, sections
 from llambo.core.errors import LlamboError
 from tests.cli.daemons import cluster, no_daemon_left
@@ -36,8 +39,7 @@ def test_the_other_commands_run() -> None:
 
 
 def test_every_command_that_is_named_exists() -> None:
-    for name in set(re.findall(r"llamboctl ([a-z]+)", PAGE)):
-        assert run("llamboctl", name, "--help").returncode == 0, name
+    assert set(re.findall(r"llamboctl ([a-z]+)", PAGE)) <= set(get_group(llamboctl.app).commands)
 
 
 def test_the_table_of_types_is_that_of_the_presets() -> None:

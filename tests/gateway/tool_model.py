@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import make_model
-from bench.make_model import PRESETS, SPECIALS, Matrix
+from bench.make_model import PRESETS, SPECIALS, Matrix, Writer
 
 CITY = "Paris"
 PIECES = ('<tool_call>\n{"name": "get_weather", ', '"arguments": ', '{"city": ', f'"{CITY}"}}', "}\n</tool_call>")
@@ -42,7 +41,7 @@ For each function call, return a json object within <tool_call></tool_call> XML 
 {% endif %}"""
 
 
-class _Writer(make_model._Writer):
+class _Calling(Writer):
     def output(self, embedding: Matrix) -> Matrix:
         """Each piece of the call makes the next one likeliest, and the last one the end."""
         output = np.zeros((self.shape.vocab, self.shape.width), np.float32)
@@ -56,21 +55,5 @@ class _Writer(make_model._Writer):
 
 def write(path: Path) -> Path:
     """Writes the model and returns `path`."""
-    words, template = make_model.vocabulary, make_model.CHAT_TEMPLATE
-    try:
-        make_model.vocabulary = lambda size: [
-            *words(size)[: -len(PIECES)],
-            *(piece.replace(" ", "\u2581") for piece in PIECES),
-        ]
-        make_model.CHAT_TEMPLATE = TEMPLATE
-        writer = _Writer(path, PRESETS["tiny"], walk=True, seed=1)
-        writer.facts("calling")
-        writer.tokens()
-        writer.tensors()
-        writer.gguf.write_header_to_file()
-        writer.gguf.write_kv_data_to_file()
-        writer.gguf.write_tensors_to_file()
-        writer.gguf.close()
-    finally:
-        make_model.vocabulary, make_model.CHAT_TEMPLATE = words, template
-    return path
+    pieces = [piece.replace(" ", "\u2581") for piece in PIECES]
+    return _Calling(path, PRESETS["tiny"], walk=True, pieces=pieces, template=TEMPLATE).write("calling")

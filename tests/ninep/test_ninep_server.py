@@ -286,7 +286,7 @@ async def test_connections_end_at_the_limit(world: World, tmp_path: Path) -> Non
 
 
 async def test_who_says_no_version_is_hung_up_on(world: World, tmp_path: Path) -> None:
-    settings = ServerSettings(hello_timeout_s=0.05)
+    settings = ServerSettings(hello_timeout_s=0.5)
     async with serving(world, tmp_path, settings) as (_, address), dialled(address) as wire, dialled(address) as other:
         await other.hello()
         assert await wire.is_hung_up()
