@@ -52,6 +52,11 @@ void *ggml_backend_init(void) {
 CRASHES_WHEN_LOADED = (
     "#include <stdlib.h>\nint ggml_backend_score(void) { abort(); }\nvoid *ggml_backend_init(void) { return 0; }"
 )
+HANGS_WHEN_LOADED = """
+#include <unistd.h>
+int ggml_backend_score(void) { for (;;) pause(); }
+void *ggml_backend_init(void) { return 0; }
+"""
 REFUSES = "int ggml_backend_score(void) { return 0; }\nvoid *ggml_backend_init(void) { return 0; }"
 """One that says that the processor cannot run it."""
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from llambo.core import paths
@@ -17,7 +18,8 @@ from llambo.core.errors import LlamboError, NameInUse
 from llambo.engine import backend, backend_build, backend_source, backend_store
 from llambo.engine.backend_store import State
 from llambo.engine.backend_variants import BY_NAME
-from llambo.engine.processor import this_machine, this_processor
+from llambo.engine.engines import Engines
+from llambo.engine.processor import this_machine
 from tests.engine.backends import needs_cmake, runnable_variant, source_archive
 
 VARIANT = BY_NAME[runnable_variant()]
@@ -70,9 +72,7 @@ def test_a_build_puts_a_whole_backend_in_its_place_and_leaves_nothing_else(tmp_p
     tag = backend_store.tag_of(backend.wheel_version())
     assert directory == paths.home() / "engines" / tag / VARIANT.name
     backend_store.check_files(directory, backend_store.read_manifest(directory))
-    (built,) = backend_store.list_built(
-        paths.home(), version=backend.wheel_version(), processor=this_processor(), machine=this_machine()
-    )
+    (built,) = Engines(paths.home()).built()
     assert (built.name, built.state) == (VARIANT.name, State.UNTESTED)
     assert _left(paths.home()) == []
     assert steps[-1][0] == f"compiling {VARIANT.name}" and steps[-1][1] == steps[-1][2] > 0
@@ -122,6 +122,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, moment: str) -> Non
 def test_what_a_killed_build_left_is_cleared_by_the_next_one() -> None:
     with backend_build.one_at_a_time(paths.home()) as engines:
         (engines / ".build-killed").mkdir()
+        (engines / "b1" / ".gone-haswell-7").mkdir(parents=True)
     with backend_build.one_at_a_time(paths.home()):
         assert _left(paths.home()) == []
 
@@ -172,13 +173,33 @@ def test_a_disk_that_fills_up_in_the_middle_is_told_and_leaves_nothing(
     assert _left(paths.home()) == []
 
 
-def test_the_tile_configuration_is_kept_from_the_optimiser_where_the_source_looks_as_known(tmp_path: Path) -> None:
-    path = tmp_path / "mmq.cpp"
-    path.write_text("    tc.rows[0] = 8;\n    _tile_loadconfig(&tc);\n")
-    backend_build._keep_tile_configuration(path)
-    lines = path.read_text().splitlines()
-    assert "asm" in lines[1] and "memory" in lines[1]
-    assert lines[2] == "    _tile_loadconfig(&tc);"
-    path.write_text("something else")
-    backend_build._keep_tile_configuration(path)
-    assert path.read_text() == "something else"
+def test_a_disk_that_fills_up_while_it_compiles_is_told_with_the_compiler_s_words(tmp_path: Path) -> None:
+    log_path = tmp_path / "log"
+    tool = ["sh", "-c", "echo 'fatal error: x.o: No space left on device'; echo 'ninja: stopped'; exit 1"]
+    with (
+        log_path.open("w") as log,
+        pytest.raises(LlamboError, match=r"compiling failed; .*/log ends with: .*No space left on device"),
+    ):
+        backend_build._run(tool, "compiling", log, log_path, lambda _what, _done, _total: None)
+
+
+_COMPILING = """
+import sys
+from pathlib import Path
+from llambo.engine import backend_build
+log_path = Path(sys.argv[1])
+tool = ["sh", "-c", "echo '[1/2] '; while sleep 0.05; do echo '[2/2] '; done"]
+with log_path.open("w") as log:
+    backend_build._run(tool, "compiling", log, log_path, lambda *step: print(*step, flush=True))
+"""
+
+
+def test_the_tools_of_a_build_that_is_killed_end_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _COMPILING, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as build:
+        assert build.stdout is not None
+        assert [build.stdout.readline() for _ in range(2)] == [b"compiling 0 0\n", b"compiling 1 2\n"]
+        tools = psutil.Process(build.pid).children(recursive=True)
+        build.kill()
+    _, alive = psutil.wait_procs(tools, timeout=10)
+    assert tools and not alive

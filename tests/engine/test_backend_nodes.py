@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llambo.cluster.launch.base import NodeHandle, NodeRequest
+from llambo.cluster.launch.engine import NodeEngines
 from llambo.cluster.launch.local import LocalLauncher
 from llambo.cluster.launch.zygote import environment
 from llambo.core import paths
@@ -21,8 +24,9 @@ from llambo.engine.backend_store import LIBRARY, State
 from llambo.engine.choices import Choice
 from llambo.engine.engines import Engines
 from llambo.engine.measure import ROUNDS_LEAST
-from llambo.engine.policy import EngineHome, EnginePolicy, Shape
+from llambo.engine.policy import EngineHome, EnginePolicy, Shape, share_of_threads
 from llambo.engine.processor import allowed_cores, this_machine, usable_cores
+from llambo.node.spec import NodeSpec
 from tests.engine.backends import (
     CRASHES_WHEN_LOADED,
     CRASHES_WHEN_USED,
@@ -79,36 +83,22 @@ async def test_an_untested_backend_is_not_used(tmp_path: Path, tiny_model: Path)
 
 
 @needs_compiler
-async def test_a_backend_that_crashes_in_a_node_is_set_aside_and_the_node_starts_without_it(
-    tmp_path: Path, tiny_model: Path
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (CRASHES_WHEN_USED, "a node that used it crashed (SIGABRT)"),
+        (CRASHES_WHEN_LOADED, "a node that used it crashed (SIGABRT)"),
+        (REFUSES, "it could not be loaded: it says itself that this processor cannot run it"),
+    ],
+    ids=["crashes in the node", "takes the zygote along", "cannot be loaded"],
+)
+async def test_a_backend_that_fails_is_set_aside_and_the_node_starts_without_it(
+    tmp_path: Path, tiny_model: Path, source: str, reason: str
 ) -> None:
-    directory = put_backend(paths.home(), CRASHES_WHEN_USED, trusted=True)
+    directory = put_backend(paths.home(), source, trusted=True)
     async with _launcher(tmp_path, EnginePolicy(backend=directory.name)) as launcher:
         assert (await _spawn(launcher, "n1.1", tiny_model)).backend == ""
-    assert _state() == (State.SET_ASIDE, "a node that used it crashed (SIGABRT)")
-
-
-@needs_compiler
-async def test_a_backend_that_takes_the_zygote_along_is_set_aside_and_the_node_starts_without_it(
-    tmp_path: Path, tiny_model: Path
-) -> None:
-    directory = put_backend(paths.home(), CRASHES_WHEN_LOADED, trusted=True)
-    async with _launcher(tmp_path, EnginePolicy(backend=directory.name)) as launcher:
-        assert (await _spawn(launcher, "n1.1", tiny_model)).backend == ""
-    assert _state() == (State.SET_ASIDE, "a node that used it crashed (SIGABRT)")
-
-
-@needs_compiler
-async def test_a_backend_that_cannot_be_loaded_is_set_aside_and_the_node_starts_without_it(
-    tmp_path: Path, tiny_model: Path
-) -> None:
-    directory = put_backend(paths.home(), REFUSES, trusted=True)
-    async with _launcher(tmp_path, EnginePolicy(backend=directory.name)) as launcher:
-        assert (await _spawn(launcher, "n1.1", tiny_model)).backend == ""
-    assert _state() == (
-        State.SET_ASIDE,
-        "it could not be loaded: it says itself that this processor cannot run it",
-    )
+    assert _state() == (State.SET_ASIDE, reason)
 
 
 @needs_compiler
@@ -171,6 +161,22 @@ async def test_the_first_load_does_not_wait_and_is_measured_beside_it(
 
 
 @needs_compiler
+async def test_what_is_loaded_while_another_is_measured_is_measured_after_it(
+    tmp_path: Path, tiny_model: Path, walk_model: Path, trials: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_backend(paths.home(), SAME_AS_WHEEL, trusted=True)
+    caplog.set_level(logging.INFO, "llambo.launch.engine")
+    async with _launcher(tmp_path, EnginePolicy()) as launcher:
+        for number, model in enumerate((tiny_model, walk_model)):
+            await _spawn(launcher, f"n{number}.1", model)
+        calibration = launcher._engines._calibration
+        assert calibration is not None and not calibration.done()
+        await asyncio.wait_for(calibration, 60)
+    told = [record.getMessage().split()[:2] for record in caplog.records if record.name == "llambo.launch.engine"]
+    assert told == [["measured", str(tiny_model)], ["measured", str(walk_model)]]
+
+
+@needs_compiler
 async def test_closing_ends_a_calibration_in_progress_and_what_it_opened(
     tmp_path: Path, tiny_model: Path, trials: Path
 ) -> None:
@@ -196,11 +202,22 @@ async def test_where_nothing_was_built_nothing_is_measured(tmp_path: Path, tiny_
 
 async def test_nodes_that_share_the_machine_share_its_cores(tmp_path: Path, tiny_model: Path) -> None:
     count = usable_cores()
-    options = LoadOptions(ctx=256, slots=1, threads=count + 3)
+    options = LoadOptions(ctx=256, slots=1)
     async with _launcher(tmp_path, EnginePolicy()) as launcher:
         await asyncio.gather(*(_spawn(launcher, f"n{n}.1", tiny_model, options) for n in range(max(2, count))))
         threads = [node.spec.threads for node in launcher._nodes.values()]
-    assert sum(threads) <= max(2, count)
+    assert min(threads) >= 1 and sum(threads) <= max(2, count)
+
+
+@pytest.mark.parametrize("asked", [usable_cores(), usable_cores() + 3])
+async def test_a_number_of_threads_that_was_asked_for_is_not_shared(asked: int) -> None:
+    engines = NodeEngines(EngineHome(paths.home()))
+    spec = NodeSpec("n1.1", "d", "log", "m.gguf", ctx=256, slots=1, threads=asked, threads_by_default=False)
+    assert (await engines.complete(spec, nodes=8)).threads == asked
+    by_default = await engines.complete(dataclasses.replace(spec, threads_by_default=True), nodes=8)
+    assert by_default.threads == share_of_threads(asked, nodes=8)
+    unsaid = await engines.complete(dataclasses.replace(spec, threads=0), nodes=8)
+    assert unsaid.threads == share_of_threads(0, nodes=8)
 
 
 async def test_threads_stay_as_asked_for_where_cores_are_not_to_be_shared(tmp_path: Path, tiny_model: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,16 @@ def test_an_archive_with_another_checksum_is_refused_and_deleted(index: Index, a
     assert not (tmp_path / "got").exists()
 
 
+def test_an_archive_that_does_not_end_is_refused_and_deleted(
+    index: Index, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.offer(archive)
+    monkeypatch.setattr(backend_source, "ARCHIVE_MAX_BYTES", 100)
+    with pytest.raises(DownloadFailed, match="is larger than 0 MiB: no source archive"):
+        backend_source.fetch(backend_source.find(VERSION, index=index.url), tmp_path / "got")
+    assert not (tmp_path / "got").exists()
+
+
 def test_an_index_without_that_version_says_so(index: Index, archive: Path) -> None:
     index.offer(archive)
     with pytest.raises(DownloadFailed, match="has no source of the installed version"):
@@ -136,6 +147,24 @@ def test_a_registry_that_cannot_be_reached_is_told_with_the_way_round(index: Ind
     index.close()
     with pytest.raises(DownloadFailed, match=r"cannot be reached .* give it with --source"):
         backend_source.find(VERSION, index=index.url)
+
+
+def test_a_registry_that_does_not_speak_http_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(backend_source.ATTEMPTS):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(b"SSH-2.0-something\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        index = f"http://127.0.0.1:{server.getsockname()[1]}/simple"
+        with pytest.raises(DownloadFailed, match=r"cannot be reached .* give it with --source"):
+            backend_source.find(VERSION, index=index)
+        thread.join()
 
 
 def test_only_ggml_is_unpacked(archive: Path, tmp_path: Path) -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from llambo.core import paths
 from llambo.engine import backend_trust
 from llambo.engine.backend_store import State
-from llambo.engine.backend_trust import TOLERANCE, Reference, Step, difference
+from llambo.engine.backend_trust import TOLERANCE, Answer, Reference, Step, difference
 from llambo.engine.engines import Engines
 from llambo.engine.processor import this_machine
-from llambo.engine.trial import Setting, Trial, TrialFailed, TrialLate
 from tests.engine.backends import (
     CRASHES_WHEN_LOADED,
     CRASHES_WHEN_USED,
+    HANGS_WHEN_LOADED,
     REFUSES,
     SAME_AS_WHEEL,
     needs_compiler,
@@ -78,28 +76,26 @@ def test_a_backend_is_trusted_or_set_aside_with_the_reason(source: str, reason: 
     assert after.reason == found
 
 
-def test_a_model_that_does_not_open_is_told_by_a_trial(tmp_path: Path) -> None:
-    (tmp_path / "bad.gguf").write_bytes(b"GGUF")
-    with pytest.raises(TrialFailed, match="Failed to init server"):
-        Trial(Setting(str(tmp_path / "bad.gguf")))
+@needs_compiler
+def test_a_backend_that_hangs_is_set_aside_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_backend(paths.home(), HANGS_WHEN_LOADED)
+    (built,) = Engines(paths.home()).built()
+    reference = Reference()
+    reference()  # before the time is cut short
+    monkeypatch.setattr(backend_trust, "TEST_TIMEOUT_S", 2.0)
+    found = backend_trust.self_test(built, machine=this_machine(), reference=reference)
+    assert found == "it failed its test: the engine was not open in time"
+    assert [one.state for one in Engines(paths.home()).built()] == [State.SET_ASIDE]
 
 
-def test_a_trial_that_is_not_open_in_time_is_ended(tiny_model: Path) -> None:
-    with pytest.raises(TrialLate):
-        Trial(Setting(str(tiny_model)), timeout_s=0.001)
-
-
-def test_a_trial_that_is_killed_says_so(tiny_model: Path) -> None:
-    with Trial(Setting(str(tiny_model))) as trial:
-        os.kill(trial._pid, signal.SIGKILL)
-        with pytest.raises(TrialFailed, match="killed by signal 9"):
-            trial.complete("word", 2)
-
-
-def test_a_trial_answers_and_leaves_nothing(tiny_model: Path) -> None:
-    with Trial(Setting(str(tiny_model), slots=2)) as trial:
-        directory = trial._directory
-        one, two = trial.complete_together(["a node", "a slot"], 3)
-        assert one["tokens_predicted"] == two["tokens_predicted"] == 3
-        assert trial.private_bytes() > 0
-    assert not directory.exists()
+@needs_compiler
+def test_a_backend_whose_answers_are_wrong_is_set_aside_with_how_far_they_are_off() -> None:
+    put_backend(paths.home(), SAME_AS_WHEEL)
+    (built,) = Engines(paths.home()).built()
+    right = Reference()()
+    first, *rest = right[0]
+    wrong = replace(first, logprobs={token: value - 1.5 for token, value in first.logprobs.items()})
+    expected: list[Answer] = [(wrong, *rest), *right[1:]]
+    found = backend_trust.self_test(built, machine=this_machine(), reference=lambda: expected)
+    assert found == "its answers are wrong: a log-probability is 1.5 off"
+    assert [one.state for one in Engines(paths.home()).built()] == [State.SET_ASIDE]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from llambo.core.errors import BadRequest
+import pytest
+from typer.testing import CliRunner
+
+from llambo.cli import engine as command
+from llambo.core import paths
+from llambo.core.errors import BadRequest, LlamboError
 from llambo.engine import backend_variants
+from llambo.engine import processor as processors
 from llambo.engine.processor import Processor, machine_id, parse, this_machine, this_processor, usable_cores
 
 HASWELL = "fpu avx avx2 fma f16c bmi2"
@@ -81,3 +87,24 @@ def test_another_processor_core_count_kernel_or_libc_is_another_machine() -> Non
 def test_this_machine_has_a_name_that_stays() -> None:
     assert this_machine() == machine_id(this_processor())
     assert this_processor().cores == usable_cores() >= 1
+
+
+def test_a_processor_without_avx2_is_told_what_would_run_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "this_processor", lambda: _x86("fpu sse4_2"))
+    result = CliRunner().invoke(command.app, ["build"])
+    assert isinstance(result.exception, LlamboError)
+    assert "(Test CPU) has no AVX2, which the installed xllamacpp needs" in result.exception.message
+    assert not paths.home().exists()
+
+
+@pytest.mark.parametrize("found", [_x86(HASWELL), replace(_x86(""), architecture="riscv64")])
+def test_where_there_is_nothing_to_gain_it_says_so_and_builds_nothing(
+    monkeypatch: pytest.MonkeyPatch, found: Processor
+) -> None:
+    monkeypatch.setattr(processors, "this_processor", lambda: found)
+    result = CliRunner().invoke(command.app, ["build"])
+    assert (result.exit_code, result.exception) == (0, None)
+    assert (
+        result.stdout == "nothing to build: the engine inside the wheel uses all that this processor (Test CPU) has\n"
+    )
+    assert not paths.home().exists()

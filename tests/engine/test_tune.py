@@ -14,7 +14,7 @@ from llambo.engine import calibrate, choices, measure, tune
 from llambo.engine.choices import Choice
 from llambo.engine.engines import Engines
 from llambo.engine.measure import NotMeasured
-from llambo.engine.policy import EnginePolicy, Shape, parse_cpus, share_of_threads
+from llambo.engine.policy import EnginePolicy, Shape, parse_cpus, share_of_threads, threads_of_type
 from llambo.engine.processor import allowed_cores
 from llambo.engine.trial import Setting
 from llambo.engine.tune import Measured, Sample
@@ -51,6 +51,20 @@ def test_rounds_are_compared_with_the_round_beside_them_so_a_busy_machine_slows_
     built = _measured(BUILT, (150, 15), (30, 3), (135, 13.5))
     judged = tune.judge(plain, built)
     assert (judged.prefill, judged.decode) == (pytest.approx(1.5), pytest.approx(1.5))
+
+
+def test_with_as_many_threads_processor_time_decides_and_others_at_work_do_not() -> None:
+    plain = Measured(PLAIN, (Sample(100, 10, 200, 60), Sample(100, 10, 200, 60)))
+    disturbed = (Sample(90, 3, 700, 60), Sample(95, 4, 700, 61))
+    assert tune.judge(plain, Measured(BUILT, disturbed)).prefill == pytest.approx(3.5)
+    assert tune.choose(plain, [Measured(BUILT, disturbed)], is_small=False).measured.setting is BUILT
+    fewer = replace(BUILT, threads=1)
+    assert tune.choose(plain, [Measured(fewer, disturbed)], is_small=False).measured.setting is PLAIN
+
+
+def test_where_processor_time_is_not_known_the_clock_decides() -> None:
+    plain = Measured(PLAIN, (Sample(100, 10, 200, 60),))
+    assert tune.judge(plain, Measured(BUILT, (Sample(150, 15),))).prefill == pytest.approx(1.5)
 
 
 def test_one_disturbed_round_decides_nothing() -> None:
@@ -90,6 +104,16 @@ def test_small_models_try_one_thread_first() -> None:
 def test_nodes_together_have_no_more_threads_than_there_are_cores(wanted: int, nodes: int, threads: int) -> None:
     assert share_of_threads(wanted, nodes=nodes, cores=8) == threads
     assert nodes == 1 or nodes > 8 or nodes * threads <= 8
+
+
+@pytest.mark.parametrize(
+    ("configured", "few", "expected"),
+    [(4, 0, (2, True)), (4, 1, (1, True)), (0, 0, (0, True)), (6, 0, (6, False)), (6, 1, (6, False))],
+)
+def test_a_type_s_own_number_of_threads_is_what_it_is_and_the_shipped_one_a_default(
+    configured: int, few: int, expected: tuple[int, bool]
+) -> None:
+    assert threads_of_type(configured, shipped=4, few=few, cores=2) == expected
 
 
 def test_cores_are_read_as_ranges_and_what_is_not_here_is_left_out() -> None:
@@ -154,6 +178,8 @@ def test_a_choice_is_applied_within_what_the_node_may_have(tiny_model: Path) -> 
     assert (opening.backend, opening.threads, opening.batch, opening.flash_attention) == (str(directory), 2, 256, "off")
     less = engines.opening(tiny_model, shape=shape, threads=1, batch=128)
     assert (less.threads, less.batch) == (1, 128)
+    asked = engines.opening(tiny_model, shape=shape, threads=3, batch=512, may_change_threads=False)
+    assert (asked.backend, asked.threads) == (str(directory), 3)
 
 
 @needs_compiler

@@ -6,20 +6,17 @@ the commands, so that `--help` does without the engine.
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llambo.cli.common import ConfigFile, Json, draws, print_json, print_table, size_text
+from llambo.cli.common import ConfigFile, Json, print_json, print_table, size_text
+from llambo.cli.working import ended_by_signals, progress
 from llambo.core import paths
-from llambo.core.errors import BadRequest, Cancelled, LlamboError
+from llambo.core.errors import BadRequest, LlamboError
 
 if TYPE_CHECKING:
     from llambo.core.sections import Settings
@@ -55,7 +52,7 @@ def build(
     config_file: ConfigFile = None,
 ) -> None:
     """Builds CPU backends for this processor, tests them, and measures which is fastest."""
-    from llambo.engine import backend, backend_build, backend_variants, engines
+    from llambo.engine import backend, backend_build, backend_store, backend_variants, engines
     from llambo.engine.processor import this_processor
 
     processor = this_processor()
@@ -66,7 +63,7 @@ def build(
     if source is not None and not source.is_file():
         raise BadRequest(f"--source {source} is no file; the source archive of xllamacpp is wanted there")
     home = paths.home()
-    with _ended_by_signals(), _progress() as tell:
+    with ended_by_signals(), progress() as tell:
         backend_build.build(
             home,
             wanted,
@@ -80,17 +77,21 @@ def build(
     problem = ""
     if tune and any(not one.reason for one in found):
         problem = _tune_default(engines.Engines(home), config_file)
-    log = home / "engines" / backend_build.LOG_NAME
+    log = backend_store.engines_dir(home) / backend_build.LOG_NAME
     if as_json:
         print_json({"built": [_as_dict(one) for one in found], "log": str(log), "problem": problem})
     else:
-        for one in found:
-            sys.stdout.write(f"{one.name}: {one.state.value}{f': {one.reason}' if one.reason else ''}\n")
-        sys.stdout.write(f"log: {log}\n")
-        if problem:
-            sys.stderr.write(f"not measured: {problem}\n")
+        _print_built(found, log, problem)
     if all(one.reason for one in found):
         raise LlamboError("no backend passed its test; the engine inside the wheel stays in use")
+
+
+def _print_built(found: list[Built], log: Path, problem: str) -> None:
+    for one in found:
+        sys.stdout.write(f"{one.name}: {one.state.value}{f': {one.reason}' if one.reason else ''}\n")
+    sys.stdout.write(f"log: {log}\n")
+    if problem:
+        sys.stderr.write(f"not measured: {problem}\n")
 
 
 def _nothing_to_build(*, as_json: bool) -> None:
@@ -141,18 +142,22 @@ def _shape(settings: Settings, model: ModelFile, *, node_type: str = "", slots: 
 
     Raises: `BadRequest` for a type that there is not.
     """
+    from llambo.core.sections import PRESETS, NodeType
     from llambo.engine import llama
-    from llambo.engine.policy import Shape
+    from llambo.engine.policy import Shape, threads_of_type
     from llambo.engine.processor import usable_cores
 
-    types, cores = settings.cluster.node_types, usable_cores()
+    types = settings.cluster.node_types
     if node_type and node_type not in types:
         raise BadRequest(f"no node type is called {node_type!r}; there are {', '.join(types)}")
     usual = types[node_type] if node_type else settings.models
-    most = min(usual.threads or cores, cores) if node_type else usual.threads or cores
-    few = 0 if settings.models.threads and not node_type else llama.threads_for(model.tensor_bytes)
+    few = llama.threads_for(model.tensor_bytes)
+    if node_type:
+        most, _ = threads_of_type(usual.threads, shipped=PRESETS.get(node_type, NodeType()).threads, few=few)
+    else:
+        most = settings.models.threads or few
     ctx = min(usual.ctx, model.ctx_train or usual.ctx)
-    return Shape.of(ctx=ctx, slots=slots or usual.slots, threads=threads or few or most)
+    return Shape.of(ctx=ctx, slots=slots or usual.slots, threads=threads or most or usable_cores())
 
 
 @app.command("tune")
@@ -174,7 +179,7 @@ def tune_(
     ref = model or settings.models.default
     path = models.resolve(ref, home=paths.home(), offline=settings.models.offline)
     shape = _shape(settings, gguf.read(path), node_type=node_type, slots=slots, threads=threads)
-    with _ended_by_signals(), _progress() as tell:
+    with ended_by_signals(), progress() as tell:
         choice = calibrate.calibrate_and_remember(
             Engines(paths.home()),
             path,
@@ -197,26 +202,25 @@ def show(as_json: Json = False) -> None:
 
     engines = Engines(paths.home())
     version, machine, here = backend.wheel_version(), processor.this_machine(), processor.this_processor()
-    built, choices = engines.built(), engines.choices()
+    tag = backend_store.tag_of(version)
+    built, choices, found = engines.built(), engines.choices(), devices.find()
     remembered = choices.read()
-    found = devices.find()
     if as_json:
         print_json(
             {
                 "xllamacpp": version,
-                "tag": backend_store.tag_of(version),
+                "tag": tag,
                 "machine": machine,
                 "processor": here.model,
                 "cores": here.cores,
                 "devices": [asdict(one) for one in found],
                 "backends": [_as_dict(one) for one in built],
-                "choices": [{**asdict(one), "here": _is_here(one, machine, version)} for one in remembered],
+                "choices": [{**asdict(one), "here": (one.machine, one.tag) == (machine, tag)} for one in remembered],
                 "problem": choices.problem,
             }
         )
         return
-    sys.stdout.write(f"xllamacpp {version} (llama.cpp {backend_store.tag_of(version)}), machine {machine}\n")
-    sys.stdout.write(f"{here.model}, {here.cores} cores\n")
+    sys.stdout.write(f"xllamacpp {version} (llama.cpp {tag}), machine {machine}\n{here.model}, {here.cores} cores\n")
     for device in found:
         sys.stdout.write(f"{device.kind} {device.name}: {device.description}, {size_text(device.memory_total)}\n")
     if built:
@@ -225,10 +229,14 @@ def show(as_json: Json = False) -> None:
         sys.stdout.write("nothing is built; `llamboctl engine build` makes backends for this processor\n")
     if choices.problem:
         sys.stderr.write(f"{choices.problem}\n")
-    here_now = [one for one in remembered if _is_here(one, machine, version)]
-    for entry in here_now:
+    _print_choices(remembered, machine, tag)
+
+
+def _print_choices(remembered: list[Remembered], machine: str, tag: str) -> None:
+    here = [one for one in remembered if (one.machine, one.tag) == (machine, tag)]
+    for entry in here:
         sys.stdout.write(f"{entry.model_name} ({entry.shape}): {_words(entry.choice)}\n")
-    if others := len(remembered) - len(here_now):
+    if others := len(remembered) - len(here):
         sys.stdout.write(f"{others} of another machine, or another llama.cpp, are not used here\n")
 
 
@@ -262,12 +270,6 @@ def remove(
         sys.stdout.write(f"removed {count} {'backend' if count == 1 else 'backends'}\n")
 
 
-def _is_here(entry: Remembered, machine: str, version: str) -> bool:
-    from llambo.engine import backend_store
-
-    return (entry.machine, entry.tag) == (machine, backend_store.tag_of(version))
-
-
 def _words(choice: Choice) -> str:
     """A choice for people."""
     gains = f"prefill {choice.prefill:.2f} and decode {choice.decode:.2f} times the plain wheel's"
@@ -287,47 +289,3 @@ def _as_dict(built: Built) -> dict[str, Any]:
         "compiler": built.manifest.compiler if built.manifest else "",
         "version": built.manifest.version if built.manifest else "",
     }
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Whatever asks us to end is an interruption, so that nothing half-made stays."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing half-made is left\n")
-        raise Cancelled("interrupted") from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows how it goes on: a bar on a terminal, else a line for each new thing."""
-    if not draws(sys.stderr):
-        said: set[str] = set()
-
-        def announce(what: str, _done: int, _total: int) -> None:
-            if what not in said:
-                said.add(what)
-                sys.stderr.write(f"{what}\n")
-                sys.stderr.flush()
-
-        yield announce
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)

@@ -25,7 +25,7 @@ from typing import Any
 
 from llambo.core import paths
 from llambo.core.errors import LlamboError, NameInUse
-from llambo.engine import backend_source, backend_store
+from llambo.engine import backend_patches, backend_source, backend_store
 from llambo.engine.backend_store import Manifest
 from llambo.engine.backend_variants import Variant
 
@@ -45,10 +45,6 @@ cmake_minimum_required(VERSION 3.14)
 project(llambo_backends C CXX)
 add_subdirectory(ggml)
 """
-_AMX_SOURCE = Path("src/ggml-cpu/amx/mmq.cpp")
-_AMX_LOAD = "    _tile_loadconfig("
-# gcc 12 sees nobody read the tile configuration and drops the writes to it; then ldtilecfg faults.
-_AMX_BARRIER = '    __asm__ volatile("" ::: "memory");\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +122,7 @@ def one_at_a_time(home: Path) -> Iterator[Path]:
             ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
-        for left in directory.glob(f"{BUILD_PREFIX}*"):
+        for left in (*directory.glob(f"{BUILD_PREFIX}*"), *directory.glob(f"*/{backend_store.GONE_PREFIX}*")):
             shutil.rmtree(left, ignore_errors=True)
         yield directory
     finally:
@@ -194,7 +190,7 @@ def _compile(
     """Runs CMake and the compiler; returns the directory with the libraries."""
     (work / "CMakeLists.txt").write_text(_CMAKE_LISTS, encoding="utf-8")
     sources.rename(work / "ggml")
-    _keep_tile_configuration(work / "ggml" / _AMX_SOURCE)
+    changes = backend_patches.apply(work / "ggml")
     out = work / "out"
     configure = [
         tools.cmake, "-S", str(work), "-B", str(work / "build"), "-G", tools.generator,
@@ -207,19 +203,10 @@ def _compile(
     targets = [f"ggml-cpu-{variant.name}" for variant in variants]
     compile_ = [tools.cmake, "--build", str(work / "build"), "--parallel", str(os.cpu_count() or 1), "--target"]
     with log_path.open("w", encoding="utf-8", errors="replace") as log:
+        log.writelines(f"== changed in the source: {one}\n" for one in changes)
         _run(configure, "configuring", log, log_path, tell)
         _run([*compile_, *targets], f"compiling {', '.join(one.name for one in variants)}", log, log_path, tell)
     return out
-
-
-def _keep_tile_configuration(path: Path) -> None:
-    """Makes the compiler keep what the AMX unit is told; a source that looks otherwise is left as it is."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return
-    if text.count(_AMX_LOAD) == 1:
-        path.write_text(text.replace(_AMX_LOAD, _AMX_BARRIER + _AMX_LOAD), encoding="utf-8")
 
 
 def _run(command: list[str], what: str, log: Any, log_path: Path, tell: Progress) -> None:
@@ -281,13 +268,10 @@ def _put(home: Path, variant: Variant, made: Path, *, version: str, ggml: str, t
         files = {name: backend_store.file_sha256(new / name) for name in built}
         backend_store.write_manifest(new, Manifest(variant.name, version, ggml, tools.compiler, time.time(), files))
         directory = place / variant.name
-        if directory.exists():
-            old = place / f".gone-{variant.name}-{os.getpid()}"
-            directory.rename(old)
-            new.rename(directory)
+        old = backend_store.hide(directory) if directory.exists() else None
+        new.rename(directory)
+        if old is not None:
             shutil.rmtree(old, ignore_errors=True)
-        else:
-            new.rename(directory)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

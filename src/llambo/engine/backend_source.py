@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 
@@ -36,6 +37,7 @@ TIMEOUT_S = 30.0
 ATTEMPTS = 3
 CHUNK_BYTES = 2**18
 ARCHIVE_MAX_BYTES = 2**30
+"""What is larger is not the source, whatever it is; it has 38 MB."""
 _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"
 _LINK = re.compile(r"""<a\s[^>]*?href\s*=\s*["']([^"']+)["'][^>]*>""", re.IGNORECASE)
 _UV_NAME = re.compile(r"^[A-Za-z0-9._-]+=(?=https?://)")  # uv takes NAME=URL too
@@ -151,12 +153,17 @@ def _get(url: str) -> tuple[bytes, str]:
             if error.code < 500:
                 raise DownloadFailed(f"{shown(url)}: the registry answers {error.code} {error.reason}") from None
             problem = f"it answers {error.code}"
-        except OSError as error:
-            problem = str(getattr(error, "reason", "") or error) or type(error).__name__
+        except (OSError, HTTPException) as error:
+            problem = _words(error)
     raise DownloadFailed(
         f"the package registry cannot be reached ({shown(url)}): {problem}; with the source archive at hand,"
         " give it with --source"
     )
+
+
+def _words(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
 
 
 def fetch(archive: Archive, destination: Path, progress: Progress | None = None) -> None:
@@ -171,8 +178,11 @@ def fetch(archive: Archive, destination: Path, progress: Progress | None = None)
         except urllib.error.HTTPError as error:
             error.close()
             problem = f"the registry answers {error.code} {error.reason}"
-        except (urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError) as error:
-            problem = str(getattr(error, "reason", "") or error) or type(error).__name__
+        except (urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError, HTTPException) as error:
+            problem = _words(error)
+        except BaseException:
+            destination.unlink(missing_ok=True)
+            raise
         else:
             if found == archive.sha256:
                 return
@@ -193,6 +203,8 @@ def _receive(url: str, destination: Path, progress: Progress | None) -> str:
             digest.update(chunk)
             file.write(chunk)
             done += len(chunk)
+            if done > ARCHIVE_MAX_BYTES:
+                raise DownloadFailed(f"{shown(url)} is larger than {ARCHIVE_MAX_BYTES // 2**20} MiB: no source archive")
             if progress:
                 progress(done, total)
     return digest.hexdigest()

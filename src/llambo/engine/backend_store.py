@@ -31,6 +31,7 @@ BASE = "libggml-base.so.0"
 MANIFEST = "backend.json"
 VERDICTS = "verdicts.json"
 FORMAT = 1
+GONE_PREFIX = ".gone-"
 
 
 class State(Enum):
@@ -64,7 +65,6 @@ class Built:
     state: State
     reason: str = ""
     manifest: Manifest | None = None
-    tested_at: float = 0.0
 
     @property
     def library(self) -> Path:
@@ -146,13 +146,7 @@ def look(directory: Path, *, version: str, processor: Processor, machine: str) -
     if verdict is None or verdict.get("library") != manifest.files[LIBRARY]:
         return Built(name, directory, State.UNTESTED, "not tested on this machine yet", manifest)
     state = State.TRUSTED if verdict.get("trusted") is True else State.SET_ASIDE
-    return Built(name, directory, state, str(verdict.get("reason", "")), manifest, float(verdict.get("at", 0.0)))
-
-
-def list_built(home: Path, *, version: str, processor: Processor, machine: str) -> list[Built]:
-    """Every backend that was built for that version of the wheel."""
-    found = directories(tag_dir(home, version))
-    return [look(one, version=version, processor=processor, machine=machine) for one in found]
+    return Built(name, directory, state, str(verdict.get("reason", "")), manifest)
 
 
 def directories(place: Path) -> list[Path]:
@@ -213,8 +207,13 @@ def remove(home: Path, *, version: str, names: tuple[str, ...] = ()) -> int:
         tags = [one for one in engines_dir(home).glob("*") if one.is_dir()]
         gone = [one for tag in tags for one in tag.iterdir() if (one / MANIFEST).exists()]
     for directory in gone:
-        # First out of sight by one rename: nobody meets a half-removed one.
-        hidden = directory.with_name(f".gone-{directory.name}-{os.getpid()}")
-        directory.rename(hidden)
-        shutil.rmtree(hidden)
+        shutil.rmtree(hide(directory))
     return len(gone)
+
+
+def hide(directory: Path) -> Path:
+    """Takes a backend out of sight by one rename, so that nobody meets a half-removed one; returns what to delete.
+
+    Raises: `OSError`.
+    """
+    return directory.rename(directory.with_name(f"{GONE_PREFIX}{directory.name}-{os.getpid()}"))

@@ -18,20 +18,16 @@ _DOTPROD, _FP16 = "asimddp", "asimdhp"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One build of the CPU backend. `needs` are features by the kernel's names; of one `family` only the best is built.
-
-    `rearranges` says that it copies weights into an order of its own: private memory of each node.
-    """
+    """One build of the CPU backend. `needs` are features by the kernel's names; of a family only the best is built."""
 
     name: str
     architecture: str
     family: str
     needs: frozenset[str]
-    rearranges: bool = False
 
 
-def _x86(name: str, family: str, *needs: str, rearranges: bool = False) -> Variant:
-    return Variant(name, "x86", family, frozenset(needs), rearranges)
+def _x86(name: str, family: str, *needs: str) -> Variant:
+    return Variant(name, "x86", family, frozenset(needs))
 
 
 def _arm(name: str, family: str, *needs: str) -> Variant:
@@ -48,7 +44,7 @@ VARIANTS = (
     _x86("icelake", "AVX-512", *_AVX512, _VBMI, _VNNI),
     _x86("cooperlake", "AVX-512", *_AVX512, _VNNI, _BF16),
     _x86("zen4", "AVX-512", *_AVX512, _VBMI, _VNNI, _BF16),
-    _x86("sapphirerapids", "AMX", *_AVX512, _VBMI, _VNNI, _BF16, "amx_tile", "amx_int8", rearranges=True),
+    _x86("sapphirerapids", "AMX", *_AVX512, _VBMI, _VNNI, _BF16, "amx_tile", "amx_int8"),
     _arm("armv8.2_2", "NEON", _DOTPROD, _FP16),
     _arm("armv8.2_3", "SVE", _DOTPROD, _FP16, "sve"),
     _arm("armv8.6_1", "SVE", _DOTPROD, _FP16, "sve", "i8mm"),
@@ -59,7 +55,7 @@ VARIANTS = (
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 WHEEL_NEEDS = {"x86": frozenset(_AVX2)}
-"""What the installed wheel itself was compiled for; a build for no more than that would be the same again."""
+"""What the installed wheel itself was compiled for; a build for no more than that gains less, and is made if named."""
 
 
 def missing_features(variant: Variant, processor: Processor) -> tuple[str, ...]:

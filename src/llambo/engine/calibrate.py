@@ -83,7 +83,8 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one, as from `_end_with_parent`, would break off the cleaning up
     raise SystemExit(1)  # so that what is open is closed and removed on the way out
 
 

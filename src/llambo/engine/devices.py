@@ -32,11 +32,6 @@ class Device:
     memory_free: int
     memory_total: int
 
-    @property
-    def is_gpu(self) -> bool:
-        """Whether layers of a model can lie on it."""
-        return self.kind in {"GPU", "IGPU"}
-
 
 def find() -> tuple[Device, ...]:
     """Every device, as llama.cpp lists them; none where the engine cannot be asked."""

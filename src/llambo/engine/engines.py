@@ -71,10 +71,13 @@ class Engines:
         """What is remembered for the installed wheel on this machine. Raises: `LlamboError`."""
         return Choices(self.home, tag=backend_store.tag_of(backend.wheel_version()), machine=this_machine())
 
-    def opening(self, model_path: Path, *, shape: Shape, threads: int, batch: int) -> Opening:
+    def opening(
+        self, model_path: Path, *, shape: Shape, threads: int, batch: int, may_change_threads: bool = True
+    ) -> Opening:
         """How to open `model_path` in a node of that shape; `threads` and `batch` are what it would have otherwise.
 
-        Never raises: where something is wrong with what was built, the wheel's own serves, and the log says why.
+        Without `may_change_threads` the number was asked for, and stays. Never raises: where something is wrong with
+        what was built, the wheel's own serves, and the log says why.
         """
         policy = self.policy
         plain = Opening("", threads, batch, policy.flash_attention, policy.numa, policy.cpus)
@@ -90,7 +93,8 @@ class Engines:
             return plain
         if choice is None or (choice.backend and choice.backend not in trusted):
             return plain
-        return _apply(choice, plain, str(trusted[choice.backend].directory) if choice.backend else "")
+        opening = _apply(choice, plain, str(trusted[choice.backend].directory) if choice.backend else "")
+        return opening if may_change_threads else replace(opening, threads=threads)
 
     def lacks_choice(self, model_path: Path, shape: Shape) -> bool:
         """Whether it would be worth measuring: something is built that could be used, and nothing is known.

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 LOG_WARNINGS = 2
@@ -103,71 +104,94 @@ def threads_for(tensor_bytes: int) -> int:
     return 1 if tensor_bytes < SINGLE_THREAD_BYTES else 0
 
 
-def open_server(
-    *,
-    model_path: str,
-    socket_path: str,
-    ctx: int,
-    slots: int,
-    threads: int,
-    gpu_layers: int,
-    embedding: bool,
-    batch: int,
-    cache_mib: int,
-    slots_path: str,
-    reranking: bool = False,
-    alias: str = "",
-    flash_attention: str = "auto",
-    numa: str = "",
-) -> Any:
-    """Loads the model and serves it on a Unix socket; returns the server, which lives as long as it is referenced.
+@dataclass(frozen=True, slots=True)
+class ServerSetting:
+    """How a server is opened.
 
-    `ctx` is tokens per slot, `batch` the tokens of one pass, `cache_mib` host memory for the states of idle
-    conversations (llama.cpp's own default is 8 GiB), `slots_path` where slots are saved. With `embedding` the engine
-    pools (mean, unless the model says otherwise) and gives embeddings; with `reranking` it ranks texts, which needs a
-    model made for it. `alias` is what it calls its model in replies, "" for the path. `flash_attention` is "auto", "on"
-    or "off", `numa` "", "distribute", "isolate", "numactl" or "mirror": llama.cpp's own words.
+    `ctx` is tokens per slot, `batch` the tokens of one pass; `threads` 0 leaves the number to llama.cpp. `cache_mib` is
+    host memory for the states of idle conversations (llama.cpp's own default is 8 GiB), `slots_path` where slots are
+    saved. With `embedding` the engine pools (mean, unless the model says otherwise) and gives embeddings; with
+    `reranking` it ranks texts, which needs a model made for it. `alias` is what it calls its model in replies, "" for
+    the path. `flash_attention` is "auto", "on" or "off", `numa` "", "distribute", "isolate", "numactl" or "mirror":
+    llama.cpp's own words.
+    """
+
+    model_path: str
+    socket_path: str
+    slots_path: str
+    ctx: int
+    slots: int
+    threads: int
+    gpu_layers: int
+    batch: int
+    cache_mib: int
+    embedding: bool = False
+    reranking: bool = False
+    alias: str = ""
+    flash_attention: str = "auto"
+    numa: str = ""
+
+
+def open_server(setting: ServerSetting) -> Any:
+    """Loads the model and serves it on a Unix socket; returns the server, which lives as long as it is referenced.
 
     Raises: `EngineRefused`.
     """
     import xllamacpp  # noqa: PLC0415 - the zygote has imported it before the fork
 
+    try:
+        return xllamacpp.Server(_parameters(setting))
+    except RuntimeError as error:
+        raise EngineRefused(str(error)) from None
+
+
+def _parameters(setting: ServerSetting) -> Any:
+    """The setting in xllamacpp's words."""
+    import xllamacpp  # noqa: PLC0415
+
     params = xllamacpp.CommonParams()
-    params.model.path = model_path
-    params.hostnames = [socket_path]
-    params.n_ctx = ctx * slots
-    params.n_parallel = slots
-    params.n_gpu_layers = gpu_layers
-    params.n_threads_http = slots + SPARE_HTTP_THREADS
-    params.cache_ram_mib = cache_mib
-    params.n_ubatch = batch
-    params.slot_save_path = f"{slots_path}/"  # llama.cpp puts the file's name right behind it
+    params.model.path = setting.model_path
+    params.hostnames = [setting.socket_path]
+    params.n_ctx = setting.ctx * setting.slots
+    params.n_parallel = setting.slots
+    params.n_gpu_layers = setting.gpu_layers
+    params.n_threads_http = setting.slots + SPARE_HTTP_THREADS
+    params.cache_ram_mib = setting.cache_mib
+    params.n_ubatch = setting.batch
+    params.slot_save_path = f"{setting.slots_path}/"  # llama.cpp puts the file's name right behind it
     params.verbosity = LOG_WARNINGS
     # The caller has sized the context and checked the memory; a second opinion would load the model twice.
     # But what fits on a graphics card only llama.cpp can tell.
-    params.fit_params = gpu_layers < 0 and has_gpu()
+    params.fit_params = setting.gpu_layers < 0 and has_gpu()
     params.warmup = False
     params.ui = False
     params.endpoint_metrics = True  # counts at no cost that could be measured
-    if flash_attention != "auto":
-        state = "ENABLED" if flash_attention == "on" else "DISABLED"
+    if setting.alias:
+        params.model_alias = {setting.alias}
+    _set_processor(params, setting)
+    _set_pooling(params, setting)
+    return params
+
+
+def _set_processor(params: Any, setting: ServerSetting) -> None:
+    import xllamacpp  # noqa: PLC0415
+
+    if setting.flash_attention != "auto":
+        state = "ENABLED" if setting.flash_attention == "on" else "DISABLED"
         params.flash_attn_type = getattr(xllamacpp.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{state}")
-    if numa:
-        params.numa = getattr(xllamacpp.ggml_numa_strategy, f"GGML_NUMA_STRATEGY_{numa.upper()}")
-    if threads:
-        params.cpuparams.n_threads = threads
-        params.cpuparams_batch.n_threads = threads
-    if embedding:
-        params.embedding = True
-        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-        params.n_batch = batch  # pooling takes a whole text at once
-    if reranking:
-        params.embedding = True
-        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
-        params.n_batch = batch
-    if alias:
-        params.model_alias = {alias}
-    try:
-        return xllamacpp.Server(params)
-    except RuntimeError as error:
-        raise EngineRefused(str(error)) from None
+    if setting.numa:
+        params.numa = getattr(xllamacpp.ggml_numa_strategy, f"GGML_NUMA_STRATEGY_{setting.numa.upper()}")
+    if setting.threads:
+        params.cpuparams.n_threads = setting.threads
+        params.cpuparams_batch.n_threads = setting.threads
+
+
+def _set_pooling(params: Any, setting: ServerSetting) -> None:
+    import xllamacpp  # noqa: PLC0415
+
+    if not (setting.embedding or setting.reranking):
+        return
+    kind = "RANK" if setting.reranking else "MEAN"
+    params.embedding = True
+    params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{kind}")
+    params.n_batch = setting.batch  # pooling takes a whole text at once

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from llambo.engine import gguf, llama, memory, tune
 from llambo.engine.backend_store import Built
@@ -188,10 +189,21 @@ class Race:
         return samples
 
     def _sample(self, trial: Trial, number: int, sizes: tuple[int, int]) -> Sample:
-        left = max(0.05, self._deadline - time.monotonic())
-        answer = trial.complete(self._prompt(number + 1, sizes[0]), sizes[1], timeout_s=left)
-        timings = answer["timings"]
-        return Sample(float(timings["prompt_per_second"]), float(timings["predicted_per_second"]))
+        prompt, tokens = sizes
+        began = trial.processor_s()
+        prefill = self._ask(trial, self._prompt(number + 1, prompt), 1)["timings"]
+        between = trial.processor_s()
+        decode = self._ask(trial, self._prompt(number + 1, 1), tokens)["timings"]
+        ended = trial.processor_s()
+        return Sample(
+            float(prefill["prompt_per_second"]),
+            float(decode["predicted_per_second"]),
+            prompt / (between - began) if between > began else 0.0,
+            tokens / (ended - between) if ended > between else 0.0,
+        )
+
+    def _ask(self, trial: Trial, prompt: list[int], tokens: int) -> dict[str, Any]:
+        return trial.complete(prompt, tokens, timeout_s=max(0.05, self._deadline - time.monotonic()))
 
     def _prompt(self, number: int, tokens: int) -> list[int]:
         """Token ids that no cache has seen: another stretch of the vocabulary each time."""

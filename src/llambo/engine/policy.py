@@ -113,6 +113,17 @@ class EngineHome:
         return Engines(self.path, self.policy)
 
 
+def threads_of_type(configured: int, *, shipped: int, few: int, cores: int = 0) -> tuple[int, bool]:
+    """The threads of a node of some type, and whether that is by default.
+
+    `configured` is what the type says, `shipped` what it says where nobody changed it: another number was asked for,
+    and is what it is. `few` is the rule of thumb for the model (0: none).
+    """
+    if configured not in {0, shipped}:
+        return configured, False
+    return few or min(configured, cores or usable_cores()), True
+
+
 def share_of_threads(wanted: int, *, nodes: int, cores: int = 0) -> int:
     """How many threads a node gets that is one of `nodes` on this machine; `wanted` 0 leaves one alone its own choice.
 

@@ -7,6 +7,7 @@ them, `measure` times them. Blocking; every wait is bounded.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -26,9 +27,14 @@ from typing import Any, Self
 from llambo.core.errors import LlamboError
 from llambo.engine import llama
 
+PREFIX = "llambo-trial-"
+"""Begins the names of the directories of trials, among the system's temporary files."""
+YOUNG_S = 60.0
+"""A directory that was made so lately may not have its lock yet."""
 START_S = 120.0
 END_S = 5.0
 _LOG_TAIL_BYTES = 400
+_PROCESS_CLOCK = 2  # CPUCLOCK_SCHED of linux/posix-timers.h: the clock of a process, by its id
 
 
 class TrialFailed(LlamboError):
@@ -63,8 +69,11 @@ class Trial:
     def __init__(self, setting: Setting, *, timeout_s: float = START_S, niceness: int = 0) -> None:
         self.setting = setting
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory = Path(tempfile.mkdtemp(prefix="llambo-trial-"))
+        clear_left()
+        self._directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._lock = -1
         try:
+            self._lock = _locked(self._directory)
             self._socket = str(self._directory / "t.sock")
             self._log = self._directory / "log"
             self._process = self._start(niceness)
@@ -76,7 +85,6 @@ class Trial:
     def _start(self, niceness: int) -> subprocess.Popen[bytes]:
         order = asdict(self.setting) | {
             "socket_path": self._socket,
-            "embedding": False,
             "cache_mib": 0,
             "slots_path": str(self._directory),
             "niceness": niceness,
@@ -103,14 +111,16 @@ class Trial:
         """Ends the process and removes its directory; may be called again."""
         process = self._process
         if process is not None:
-            if process.poll() is None:
-                process.kill()
+            self._kill()
             process.wait(END_S)
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     with contextlib.suppress(OSError):
                         pipe.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def complete(
         self, prompt: str | list[int], tokens: int, *, timeout_s: float = START_S, **more: Any
@@ -122,16 +132,23 @@ class Trial:
         body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False, "ignore_eos": True}
         return self._post("/completion", body | more, timeout_s)
 
-    def tokenize(self, text: str) -> list[int]:
-        """The ids of a text's tokens. Raises: `TrialFailed`."""
-        return [int(one) for one in self._post("/tokenize", {"content": text, "add_special": True}, START_S)["tokens"]]
-
     def complete_together(
         self, prompts: list[str | list[int]], tokens: int, *, timeout_s: float = START_S
     ) -> list[dict[str, Any]]:
         """As many completions at the same time as there are prompts. Raises: as `complete`."""
         with ThreadPoolExecutor(len(prompts)) as pool:
-            return list(pool.map(lambda prompt: self.complete(prompt, tokens, timeout_s=timeout_s), prompts))
+            try:
+                return list(pool.map(lambda prompt: self.complete(prompt, tokens, timeout_s=timeout_s), prompts))
+            except BaseException:  # whoever is told to end does not wait for answers that nobody wants any more
+                self._kill()
+                raise
+
+    def processor_s(self) -> float:
+        """Processor time that its threads have used so far, in seconds; 0 where the system does not tell."""
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                return time.clock_gettime(~self._pid << 3 | _PROCESS_CLOCK)
+        return 0.0
 
     def private_bytes(self) -> int:
         """Memory that no other process could share with it; 0 where the system does not tell."""
@@ -140,6 +157,10 @@ class Trial:
         with contextlib.suppress(psutil.Error):
             return int(psutil.Process(self._pid).memory_full_info().uss)
         return 0
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
 
     @property
     def _pid(self) -> int:
@@ -172,6 +193,34 @@ class Trial:
             return post(self._socket, path, body, timeout_s=timeout_s)
         except ConnectionError:
             raise TrialFailed(self._ending()) from None
+
+
+def clear_left() -> None:
+    """Removes the directories of trials whose processes were killed, and so could not do it."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # another's, or just going
+            facts = left.lstat()
+            if facts.st_uid != os.getuid() or time.time() - facts.st_mtime < YOUNG_S:
+                continue
+            lock = _locked(left)
+            try:
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _locked(directory: Path) -> int:
+    """A descriptor that holds the directory's lock until it is closed; the kernel closes it for a killed process.
+
+    Raises: `OSError` where another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def post(socket_path: str, path: str, body: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def main() -> NoReturn:
         if directory := order.pop("backend"):
             backend.use(backend.prepare(Path(directory)))
         # Referenced until the process ends: dropping it would stop the engine.
-        server = llama.open_server(**order)
+        server = llama.open_server(llama.ServerSetting(**order))
     except (LlamboError, llama.EngineRefused, ImportError, OSError) as error:
         _say(failed=str(error))
         os._exit(1)

@@ -1,7 +1,8 @@
 """Which of several ways to open an engine is the best, by what was measured. Pure.
 
 1. The plain wheel is what everything is compared with, round by round; a candidate's figure is the median of the
-   rounds' ratios, so that a busy machine slows both.
+   rounds' ratios, so that a busy machine slows both. With as many threads the two are compared by processor time, which
+   others at work do not take away; with more or fewer only the clock tells.
 2. A candidate that is slower than the plain wheel in prefill or in decode, by more than `SLOWER`, is out.
 3. Of the rest the highest score wins: decode counts twice, since it is most of an answer.
 4. It must win by `CLEARLY`, and in most rounds (`MOSTLY`): within the noise what is there stays.
@@ -26,10 +27,20 @@ FREE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One round of one candidate: tokens per second in prefill and in decode."""
+    """One round of one candidate: tokens per second in prefill and in decode, by the clock and by processor time.
+
+    The latter are 0 where they are not known.
+    """
 
     prefill_tps: float
     decode_tps: float
+    prefill_used_tps: float = 0.0
+    decode_used_tps: float = 0.0
+
+    @property
+    def has_used(self) -> bool:
+        """Whether the processor time is known."""
+        return min(self.prefill_used_tps, self.decode_used_tps) > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +66,18 @@ class Judged:
 def judge(plain: Measured, other: Measured) -> Judged:
     """Compares round with round; rounds that one of the two has not are left out."""
     pairs = list(zip(plain.samples, other.samples, strict=False))
-    prefill = statistics.median(b.prefill_tps / a.prefill_tps for a, b in pairs)
-    decode = statistics.median(b.decode_tps / a.decode_tps for a, b in pairs)
-    won = sum(_score(b.prefill_tps / a.prefill_tps, b.decode_tps / a.decode_tps) > 1 for a, b in pairs)
+    by_use = plain.setting.threads == other.setting.threads and all(a.has_used and b.has_used for a, b in pairs)
+    ratios = [_ratios(a, b, by_use=by_use) for a, b in pairs]
+    prefill = statistics.median(one for one, _ in ratios)
+    decode = statistics.median(one for _, one in ratios)
+    won = sum(_score(*one) > 1 for one in ratios)
     return Judged(other, prefill, decode, _score(prefill, decode), won / len(pairs))
+
+
+def _ratios(plain: Sample, other: Sample, *, by_use: bool) -> tuple[float, float]:
+    if by_use:
+        return other.prefill_used_tps / plain.prefill_used_tps, other.decode_used_tps / plain.decode_used_tps
+    return other.prefill_tps / plain.prefill_tps, other.decode_tps / plain.decode_tps
 
 
 def _score(prefill: float, decode: float) -> float:

@@ -61,22 +61,7 @@ def run(
     enforced = sandbox.enforce(reads=model_files(spec.model_path), directory=spec.directory)
     try:
         # Referenced until the process ends: dropping it would stop the engine.
-        server = llama.open_server(
-            model_path=spec.model_path,
-            socket_path=spec.socket_path,
-            ctx=spec.ctx,
-            slots=spec.slots,
-            threads=spec.threads,
-            gpu_layers=spec.gpu_layers,
-            embedding=spec.embedding,
-            reranking=spec.reranking,
-            alias=spec.alias,
-            batch=spec.batch,
-            cache_mib=spec.cache_mib,
-            slots_path=spec.slots_path,
-            flash_attention=spec.flash_attention,
-            numa=spec.numa,
-        )
+        server = llama.open_server(_setting(spec))
     except llama.EngineRefused as error:
         say(events_fd, event="refused", name=spec.name, message=str(error))
         os._exit(1)
@@ -86,6 +71,25 @@ def run(
     os.close(events_fd)
     os.read(lifeline_fd, 1)
     os._exit(0)
+
+
+def _setting(spec: NodeSpec) -> llama.ServerSetting:
+    return llama.ServerSetting(
+        model_path=spec.model_path,
+        socket_path=spec.socket_path,
+        slots_path=spec.slots_path,
+        ctx=spec.ctx,
+        slots=spec.slots,
+        threads=spec.threads,
+        gpu_layers=spec.gpu_layers,
+        batch=spec.batch,
+        cache_mib=spec.cache_mib,
+        embedding=spec.embedding,
+        reranking=spec.reranking,
+        alias=spec.alias,
+        flash_attention=spec.flash_attention,
+        numa=spec.numa,
+    )
 
 
 def model_files(model_path: str) -> list[str]:

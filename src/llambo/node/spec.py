@@ -32,6 +32,8 @@ LINE_MAX = 4096
 class NodeSpec:
     """One node to start. `ctx` is tokens per slot; `threads` 0 leaves the number to the engine.
 
+    `threads_by_default` says that nobody asked for that number: it may be shared with other nodes, and measured.
+
     `directory` is private to the node: its working directory, the home of its socket and of its slots' files.
     `embedding` and `reranking` nodes pool; `alias` is what the engine calls its model in replies, "" for its path.
     `batch` is how many tokens one pass computes, `cache_mib` the memory for idle conversations. `backend` is the
@@ -55,6 +57,7 @@ class NodeSpec:
     flash_attention: str = "auto"
     numa: str = ""
     cpus: tuple[int, ...] = ()
+    threads_by_default: bool = True
 
     @property
     def pools(self) -> bool:

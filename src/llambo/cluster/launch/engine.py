@@ -39,6 +39,7 @@ class NodeEngines:
         self._home = home
         self._opened: Engines | None = None  # once something is built
         self._tried: set[tuple[str, object]] = set()
+        self._waiting: list[NodeSpec] = []  # for their calibration
         self._calibration: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -55,11 +56,15 @@ class NodeEngines:
         return self._opened
 
     async def complete(self, spec: NodeSpec, *, nodes: int) -> NodeSpec:
-        """The spec with what the engine is opened with, for one of `nodes` nodes that share this machine."""
+        """The spec with what the engine is opened with, for one of `nodes` nodes that share this machine.
+
+        A number of threads that somebody asked for stays.
+        """
         if self._home is None:
             return spec
         policy = self.policy
-        if policy.share_cores:
+        may_change = spec.threads_by_default or not spec.threads
+        if policy.share_cores and may_change:
             spec = dataclasses.replace(spec, threads=share_of_threads(spec.threads, nodes=nodes))
         engines = self._engines
         if spec.pools or engines is None:
@@ -70,6 +75,7 @@ class NodeEngines:
             shape=_shape(spec),
             threads=spec.threads,
             batch=spec.batch,
+            may_change_threads=may_change,
         )
         return dataclasses.replace(spec, **dataclasses.asdict(opening))
 
@@ -97,10 +103,12 @@ class NodeEngines:
         if engines is None or self._is_closed or spec.pools:
             return
         key = (spec.model_path, _shape(spec))
-        if key in self._tried or (self._calibration is not None and not self._calibration.done()):
+        if key in self._tried:
             return
         self._tried.add(key)
-        self._calibration = asyncio.create_task(self._calibrate(engines, spec), name="calibration")
+        self._waiting.append(spec)
+        if self._calibration is None or self._calibration.done():
+            self._calibration = asyncio.create_task(self._calibrate_waiting(engines), name="calibration")
 
     async def close(self) -> None:
         """Ends a calibration that is in progress, and starts no more."""
@@ -108,6 +116,10 @@ class NodeEngines:
         if self._calibration is not None:
             self._calibration.cancel()
             await asyncio.gather(self._calibration, return_exceptions=True)
+
+    async def _calibrate_waiting(self, engines: Engines) -> None:
+        while self._waiting:
+            await self._calibrate(engines, self._waiting.pop(0))
 
     async def _calibrate(self, engines: Engines, spec: NodeSpec) -> None:
         shape = _shape(spec)

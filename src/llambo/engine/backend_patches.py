@@ -1,0 +1,91 @@
+"""What is changed in the engine's own source before it is compiled: one fault mended, two routines added.
+
+Owns those changes and the places that they go to. Each is made only where the source looks as it did when the change
+was written: another version of llama.cpp is compiled as it is, and is no worse than without us.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+_AMX_SOURCE = Path("src/ggml-cpu/amx/mmq.cpp")
+_AMX_LOAD = "    _tile_loadconfig("
+# gcc 12 sees nobody read the tile configuration and drops the writes to it; then ldtilecfg faults.
+_AMX_BARRIER = '    __asm__ volatile("" ::: "memory");\n'
+
+_KERNELS = Path(__file__).parent / "kernels"
+GEMM = _KERNELS / "q8_0_avx512.h"
+"""Products of Q8_0 weights with many tokens at once: llama.cpp has none that uses 512 bits (decision 8)."""
+_GEMM_SOURCE = Path("src/ggml-cpu/llamafile/sgemm.cpp")
+_GEMM_INCLUDE = '#include "simd-mappings.h"\n'
+_GEMM_CALL = "        tinyBLAS_Q0_AVX<block_q8_0, block_q8_0, float> tb{\n"
+_GEMM_OURS = """\
+        if (llambo_q8_0(m, n, k, (const block_q8_0 *)A, lda, (const block_q8_0 *)B, ldb, (float *)C, ldc,
+                        params->ith, params->nth))
+            return true;
+"""
+
+DOT = _KERNELS / "q8_0_dot.h"
+"""The product of Q8_0 weights with one token, as fast as memory gives the weights."""
+_DOT_SOURCE = Path("src/ggml-cpu/arch/x86/quants.c")
+_DOT_FUNCTION = "void ggml_vec_dot_q8_0_q8_0(int n, "
+_DOT_LOOP = """\
+    // Main loop
+    for (; ib < nb; ++ib) {
+        // Compute combined scale for the block
+        const __m256 d = _mm256_set1_ps(GGML_CPU_FP16_TO_FP32(x[ib].d) * GGML_CPU_FP16_TO_FP32(y[ib].d));
+        __m256i qx = _mm256_loadu_si256((const __m256i *)x[ib].qs);
+"""
+_DOT_CALL = "    ib = llambo_q8_0_dot(nb, x, y, &acc);\n"
+
+
+def apply(ggml: Path) -> tuple[str, ...]:
+    """Changes the source below `ggml`; returns what was changed, in words.
+
+    Raises: `OSError`.
+    """
+    changes = {
+        "the AMX unit's configuration is kept from the optimiser": _keep_tile_configuration,
+        "Q8_0 prompts are computed with AVX-512": _add_gemm,
+        "Q8_0 weights are fetched ahead": _add_dot,
+    }
+    return tuple(words for words, change in changes.items() if change(ggml))
+
+
+def _keep_tile_configuration(ggml: Path) -> bool:
+    """Makes the compiler keep what the AMX unit is told."""
+    return _insert(ggml / _AMX_SOURCE, {_AMX_LOAD: _AMX_BARRIER + _AMX_LOAD})
+
+
+def _add_gemm(ggml: Path) -> bool:
+    """Has our routine asked first, for Q8_0; it declines what is not for it, and where there is no AVX-512."""
+    include = f'{_GEMM_INCLUDE}#include "{GEMM.name}"\n'
+    return _add(GEMM, ggml / _GEMM_SOURCE, {_GEMM_INCLUDE: include, _GEMM_CALL: _GEMM_OURS + _GEMM_CALL})
+
+
+def _add_dot(ggml: Path) -> bool:
+    """Has our loop run first; llama.cpp's own does what is left, which is no more than three blocks of a row."""
+    include = f'#include "{DOT.name}"\n\n{_DOT_FUNCTION}'
+    return _add(DOT, ggml / _DOT_SOURCE, {_DOT_FUNCTION: include, _DOT_LOOP: _DOT_CALL + _DOT_LOOP})
+
+
+def _add(kernel: Path, source: Path, replacements: dict[str, str]) -> bool:
+    if not _insert(source, replacements):
+        return False
+    shutil.copyfile(kernel, source.with_name(kernel.name))
+    return True
+
+
+def _insert(path: Path, replacements: dict[str, str]) -> bool:
+    """Replaces each of these texts where every one is there exactly once; else the file stays as it is."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+    if any(text.count(one) != 1 for one in replacements):
+        return False
+    for old, new in replacements.items():
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+    return True

@@ -1,0 +1,165 @@
+// Products of Q8_0 weights with a batch of tokens, for processors with AVX-512 and VNNI. `backend_patches` lays this
+// file beside llama.cpp's sgemm.cpp, which gives it the types and GGML_CPU_FP16_TO_FP32.
+//
+// llama.cpp's own routine for this type works on 256 bits, and multiplies one row of weights with one token at a time.
+// This one takes 16 rows at once: their bytes are put in the order in which VPDPBUSD wants them, once for up to TOKENS
+// tokens, and each lane of a register belongs to one row.
+//
+// VPDPBUSD multiplies unsigned bytes with signed ones. So weights are laid out with 128 added, and a token's sum starts
+// at -128 times the sum of its bytes, which takes that off again. Within a block all sums are whole numbers: exact.
+
+#pragma once
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace llambo {
+
+constexpr int64_t ROWS = 16;     // lanes of a register
+constexpr int64_t BLOCKS = 32;   // blocks of 32 weights that are worked on at once: a panel stays in the first cache
+constexpr int64_t TOKENS = 256;  // tokens for which a panel is laid out once
+constexpr int64_t LEAST = 8;     // with fewer tokens, laying it out costs more than it brings
+constexpr int TOGETHER = 8;      // tokens multiplied side by side: so many sums as hide the instruction's latency
+constexpr int STEPS = 8;         // instructions for one block: four bytes a lane each
+
+struct Panel {
+    alignas(64) uint8_t q[BLOCKS][STEPS][64];
+    alignas(64) float d[BLOCKS][ROWS];
+};
+
+struct Batch {
+    int32_t start[TOKENS][BLOCKS];
+    float d[TOKENS][BLOCKS];
+};
+
+inline __m512i broadcast(const int8_t * bytes) {
+    int32_t four;
+    std::memcpy(&four, bytes, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
+// Lays out `blocks` blocks of `rows` rows of weights; the last row stands for those that are missing to 16.
+inline void lay_out(Panel & panel, const block_q8_0 * A, int64_t lda, int64_t rows, int64_t blocks) {
+    alignas(64) int32_t offsets[ROWS];
+    for (int64_t i = 0; i < ROWS; ++i) {
+        offsets[i] = static_cast<int32_t>(std::min(i, rows - 1) * lda * static_cast<int64_t>(sizeof(block_q8_0)));
+    }
+    const __m512i at = _mm512_load_si512(offsets);
+    const __m512i add_128 = _mm512_set1_epi8(static_cast<char>(0x80));
+    for (int64_t l = 0; l < blocks; ++l) {
+        const char * bytes = reinterpret_cast<const char *>(A[l].qs);
+        const __m512i scales = _mm512_i32gather_epi32(at, reinterpret_cast<const char *>(&A[l].d), 1);
+        _mm512_store_ps(panel.d[l], _mm512_cvtph_ps(_mm512_cvtepi32_epi16(scales)));
+        for (int step = 0; step < STEPS; ++step) {
+            const __m512i four = _mm512_i32gather_epi32(at, bytes + 4 * step, 1);
+            _mm512_store_si512(panel.q[l][step], _mm512_xor_si512(four, add_128));
+        }
+    }
+}
+
+// What is needed of each token beside its bytes.
+inline void prepare(Batch & batch, const block_q8_0 * B, int64_t ldb, int64_t tokens, int64_t blocks) {
+    const __m256i ones = _mm256_set1_epi8(1);
+    for (int64_t j = 0; j < tokens; ++j) {
+        for (int64_t l = 0; l < blocks; ++l) {
+            const block_q8_0 & block = B[j * ldb + l];
+            const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(block.qs));
+            const __m256i eight = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, bytes);
+            const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+            const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
+            const __m128i one = _mm_add_epi32(two, _mm_shuffle_epi32(two, _MM_SHUFFLE(2, 3, 0, 1)));
+            batch.start[j][l] = -128 * _mm_cvtsi128_si32(one);
+            batch.d[j][l] = GGML_CPU_FP16_TO_FP32(block.d);
+        }
+    }
+}
+
+// The panel times N tokens, the first of which is number `j` of the batch; B and C point at that token. Added to what is
+// in C, or in its place where `is_first`.
+template <int N>
+inline void multiply(const Panel & panel, const Batch & batch, int64_t j, int64_t blocks, const block_q8_0 * B,
+                     int64_t ldb, float * C, int64_t ldc, __mmask16 rows, bool is_first) {
+    __m512 sums[N];
+    for (int t = 0; t < N; ++t) {
+        sums[t] = is_first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(rows, C + t * ldc);
+    }
+    for (int64_t l = 0; l < blocks; ++l) {
+        __m512i whole[N];
+        for (int t = 0; t < N; ++t) {
+            whole[t] = _mm512_set1_epi32(batch.start[j + t][l]);
+        }
+        for (int step = 0; step < STEPS; ++step) {
+            const __m512i weights = _mm512_load_si512(panel.q[l][step]);
+            for (int t = 0; t < N; ++t) {
+                whole[t] = _mm512_dpbusd_epi32(whole[t], weights, broadcast(B[t * ldb + l].qs + 4 * step));
+            }
+        }
+        const __m512 d = _mm512_load_ps(panel.d[l]);
+        for (int t = 0; t < N; ++t) {
+            const __m512 scale = _mm512_mul_ps(d, _mm512_set1_ps(batch.d[j + t][l]));
+            sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[t]), scale, sums[t]);
+        }
+    }
+    for (int t = 0; t < N; ++t) {
+        _mm512_mask_storeu_ps(C + t * ldc, rows, sums[t]);
+    }
+}
+
+}  // namespace llambo
+
+// This thread's share, one of `nth`, of C = A B: m rows of weights, n tokens, k blocks; lda and ldb count blocks, ldc
+// floats, as in llamafile_sgemm. Returns false, to every thread alike, where that is not for this routine.
+inline bool llambo_q8_0(int64_t m, int64_t n, int64_t k, const block_q8_0 * A, int64_t lda, const block_q8_0 * B,
+                        int64_t ldb, float * C, int64_t ldc, int ith, int nth) {
+    using namespace llambo;
+    constexpr int64_t farthest = INT32_MAX / (ROWS * static_cast<int64_t>(sizeof(block_q8_0)));
+    if (n < LEAST || lda > farthest) {
+        return false;
+    }
+    const int64_t panels = (m + ROWS - 1) / ROWS, begin = panels * ith / nth, end = panels * (ith + 1) / nth;
+    if (begin == end) {
+        return true;
+    }
+    Panel panel;
+    Batch batch;
+    for (int64_t j0 = 0; j0 < n; j0 += TOKENS) {
+        const int64_t tokens = std::min(TOKENS, n - j0);
+        for (int64_t l0 = 0; l0 < k; l0 += BLOCKS) {
+            const int64_t blocks = std::min(BLOCKS, k - l0);
+            prepare(batch, B + j0 * ldb + l0, ldb, tokens, blocks);
+            for (int64_t p = begin; p < end; ++p) {
+                const int64_t i = p * ROWS, rows = std::min(ROWS, m - i);
+                const __mmask16 mask = static_cast<__mmask16>((1u << rows) - 1);
+                lay_out(panel, A + i * lda + l0, lda, rows, blocks);
+                int64_t j = 0;
+                const auto multiply_by = [&](auto many) {
+                    constexpr int N = decltype(many)::value;
+                    for (; j + N <= tokens; j += N) {
+                        multiply<N>(panel, batch, j, blocks, B + (j0 + j) * ldb + l0, ldb, C + (j0 + j) * ldc + i, ldc,
+                                    mask, l0 == 0);
+                    }
+                };
+                multiply_by(std::integral_constant<int, TOGETHER>{});
+                multiply_by(std::integral_constant<int, TOGETHER / 2>{});
+                multiply_by(std::integral_constant<int, TOGETHER / 4>{});
+                multiply_by(std::integral_constant<int, 1>{});
+            }
+        }
+    }
+    return true;
+}
+
+#else
+
+inline bool llambo_q8_0(int64_t, int64_t, int64_t, const block_q8_0 *, int64_t, const block_q8_0 *, int64_t, float *,
+                        int64_t, int, int) {
+    return false;
+}
+
+#endif
