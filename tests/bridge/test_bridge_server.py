@@ -42,7 +42,7 @@ async def test_status_tells_everything_that_is_promised(bridge: Running) -> None
     for name in ("models", "slots", "busy", "requests", "tokens", "errors", "uptime_s", "version", "http"):
         assert name in answer["data"]
     assert answer["data"]["rss_bytes"] > 1 << 20
-    assert answer["data"]["http"] is None
+    assert answer["data"]["http"] is None, "a bridge alone speaks no HTTP"
 
 
 async def test_models_come_and_go(bridge: Running) -> None:

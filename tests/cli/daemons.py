@@ -50,13 +50,18 @@ def processes(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def all_gone(left: list[psutil.Process], timeout_s: float = 10) -> bool:
+def all_gone(left: list[psutil.Process], timeout_s: float = 30) -> bool:
     """Whether all of them end in time."""
     with contextlib.suppress(Exception):
         for process in left:
             launching.wait_for_end(process.pid, timeout_s, what="a process")
         return True
     return False
+
+
+def sockets_and_files() -> list[str]:
+    """What is in the runtime directory."""
+    return sorted(path.name for path in paths.runtime_dir().iterdir())
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def fake_daemon() -> Iterator[FakeCluster]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         with running.announced("/nowhere", log=Path("/nowhere"), drain_timeout_s=1, name=running.DAEMON, styx=address):
             yield clusters[0]
     finally:

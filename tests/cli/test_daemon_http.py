@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from llambo import Bridge
 from llambo.cli import launching, running
 from llambo.core import paths
 from tests.cli.daemons import all_gone, ask, cluster, ctl, daemon_pid, no_daemon_left, processes, runs
@@ -46,6 +47,9 @@ def test_a_daemon_says_where_it_speaks_http_and_stays_small(tmp_path: Path) -> N
         (url,) = facts["http"]
         assert url.startswith("http://127.0.0.1:")
         assert ask("status")["http"] == url
+        assert f"http      {url}\n" in ctl("status")
+        with Bridge.connect(facts["bridge"][0]) as bridge:
+            assert bridge.get_status()["http"] == url
         assert ask("init")["http"] == [url]
         assert f"http       {url}\n" in ctl("init")
         found = running.find(running.DAEMON)

@@ -48,7 +48,7 @@ async def test_it_follows_the_daemon_and_goes_on_alone_without_one() -> None:
         with cluster():
             together = await connection.ready("")
             assert together.where == "the cluster of this home"
-            assert not psutil.wait_procs(private, timeout=5)[1], "the private node ended"
+            assert not psutil.wait_procs(private, timeout=30)[1], "the private node ended"
             assert (await answer(connection, together))[0] == text
             assert len(await connection.tokenize("two words")) >= 2
             assert await connection.models() == ["built-in"]
@@ -65,8 +65,8 @@ async def test_a_daemon_that_is_killed_is_left_and_its_successor_found() -> None
             assert (await connection.ready("")).where == "the cluster of this home"
             left = psutil.Process(facts["pid"]).children(recursive=True)
             os.kill(facts["pid"], signal.SIGKILL)
-            psutil.wait_procs([psutil.Process(facts["pid"])] if psutil.pid_exists(facts["pid"]) else [], timeout=5)
-            assert not psutil.wait_procs(left, timeout=5)[1]
+            psutil.wait_procs([psutil.Process(facts["pid"])] if psutil.pid_exists(facts["pid"]) else [], timeout=30)
+            assert not psutil.wait_procs(left, timeout=30)[1]
             assert running.find(running.DAEMON) is None
             assert (await connection.ready("")).where == PRIVATE
             with cluster():

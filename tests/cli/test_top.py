@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import re
-import select
+import shlex
 import signal
 import subprocess
 import sys
-import termios
 from dataclasses import replace
 
 import pytest
@@ -17,39 +13,46 @@ import pytest
 from tests.cli.fake_daemon import fake_daemon
 from tests.cli.programs import command
 from tests.namespace.namespace_world import NODE
+from tests.terminals import CTRL_Z, Person, on_terminal
+
+TOP = ("llamboctl", "top", "--interval", "0.1")
 
 
 @pytest.mark.parametrize(("end", "status"), [("q", 0), ("Ctrl-C", 130)])
 def test_top_draws_the_cluster_until_q_or_ctrl_c_and_gives_the_terminal_back(end: str, status: int) -> None:
-    main, other = pty.openpty()
-    before = termios.tcgetattr(other)
-    with fake_daemon() as control:
+    with fake_daemon() as control, on_terminal(command(*TOP), Person, columns=160) as person:
+        before = person.modes
         control.by_id["n1"] = replace(NODE, state="busy", model="a [red]name")
-        process = subprocess.Popen(
-            command("llamboctl", "top", "--interval", "0.1"),
-            stdin=other,
-            stdout=other,
-            stderr=other,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "40"},
-        )
-        drawn = b""
-        while drawn.count(b"q ends") < 3:
-            drawn += os.read(main, 65536)
+        person.expect(r"^n1 +tiny +busy +a \[red\]name", on_screen=True)
+        person.expect("^cluster   ready", on_screen=True)
+        person.expect("^http      off$", on_screen=True)
+        person.until(lambda: person.raw.count(b"q ends") >= 3, "it is not drawn again")
         if end == "q":
-            os.write(main, b"q")
+            person.type("q")
         else:
-            process.send_signal(signal.SIGINT)
-        while process.poll() is None:
-            if select.select([main], [], [], 0.1)[0]:
-                drawn += os.read(main, 65536)
-        assert process.returncode == status
-    assert termios.tcgetattr(other) == before
-    os.close(main)
-    os.close(other)
-    text = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", drawn).decode()
-    assert "cluster   ready" in text
-    assert re.search(r"n1 +tiny +busy +a \[red\]name", text)
-    assert drawn.count(b"\x1b[?1049h") == drawn.count(b"\x1b[?1049l") == 1
+            person.process.send_signal(signal.SIGINT)
+        assert person.wait() == status
+        assert person.modes == before
+        assert person.raw.count(b"\x1b[?1049h") == person.raw.count(b"\x1b[?1049l") == 1
+
+
+def test_ctrl_z_gives_the_terminal_back_and_fg_brings_top_back_with_its_keys() -> None:
+    shell = ["bash", "--norc", "--noprofile", "-i"]
+    with fake_daemon(), on_terminal(shell, Person, columns=160, PS1="sh$ ") as person:
+        person.expect(r"sh\$")
+        person.enter(shlex.join(command(*TOP)))
+        person.expect_next("q ends")
+        person.type(CTRL_Z)
+        person.expect_next("Stopped")
+        person.enter("fg")
+        person.expect_next("q ends")
+        person.type("q")
+        person.expect_next(r"sh\$ ")
+        assert person.raw.count(b"\x1b[?1049h") == person.raw.count(b"\x1b[?1049l") == 2
+        person.enter("echo ended $?")
+        person.expect_next("ended 0")
+        person.enter("exit")
+        assert person.wait() == 0
 
 
 def test_the_command_line_is_imported_without_what_only_some_commands_need() -> None:

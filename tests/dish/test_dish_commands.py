@@ -82,7 +82,8 @@ async def test_commands_tell_the_cluster(world: World, line: str, told: str) -> 
     [
         ("cat nope", 1, "/n/llambo/nope: file does not exist"),
         ("cat /n/nope", 1, "/n/nope: file does not exist"),
-        ("cat /n", 4, "/n: permission denied"),
+        ("cat /n", 2, "/n is a directory; ls lists it"),
+        ("cat nodes", 2, "/n/llambo/nodes is a directory; ls lists it"),
         ("cat broken", 1, "the engine is gone: look at its log"),
         ("cd status", 2, "/n/llambo/status is not a directory"),
         ("echo x > status", 4, "permission denied"),

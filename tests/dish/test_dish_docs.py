@@ -8,7 +8,7 @@ from pathlib import Path
 from llambo.core.errors import LlamboError, from_code
 from llambo.dish.command import SETTINGS
 from llambo.dish.commands import TABLE
-from tests.dish.terminals import run_dish
+from tests.cli.programs import run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "usage.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^ {4}llambo> (.*)$", PAGE, re.MULTILINE)
@@ -17,7 +17,7 @@ LINES = re.findall(r"^ {4}llambo> (.*)$", PAGE, re.MULTILINE)
 def test_the_lines_that_are_shown_run() -> None:
     lines = [line for line in LINES if line != "exit"]
     assert len(lines) == len(LINES) - 1 >= 15
-    done = run_dish("-c", "\n".join(lines))
+    done = run("dish", "-c", "\n".join(lines))
     assert (done.returncode, done.stderr) == (0, "")
     assert "%1 running  infer max_tokens=20" in done.stdout or "%1 done     infer max_tokens=20" in done.stdout
 

@@ -12,7 +12,7 @@ import pytest
 
 from llambo.core import paths
 from tests.cli.daemons import cluster
-from tests.dish.terminals import COMMAND, run_dish
+from tests.cli.programs import command, run
 
 REFUSALS = [
     ("echo 'scale 3 4 5' > ctl", 2, "dish: scale has too many arguments; write: scale N [MODEL]\n"),
@@ -28,7 +28,7 @@ REFUSALS = [
 
 
 def test_without_a_daemon_a_private_cluster_answers_and_leaves_nothing() -> None:
-    done = run_dish("-c", "What is a node?")
+    done = run("dish", "-c", "What is a node?")
     assert (done.returncode, done.stderr) == (0, "")
     assert "node" in done.stdout.lower()
     assert done.stdout.endswith("\n")
@@ -44,7 +44,7 @@ def test_a_private_cluster_is_controlled_by_its_files_and_by_commands() -> None:
     cat nodes/n2/model
     restart n2
     """
-    done = run_dish("-c", script)
+    done = run("dish", "-c", script)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("n1/\nn2/\n")
     assert "n2/\nbuilt-in\n" in done.stdout
@@ -53,14 +53,14 @@ def test_a_private_cluster_is_controlled_by_its_files_and_by_commands() -> None:
 def test_a_script_stops_at_its_first_failure_and_names_its_line(tmp_path: Path) -> None:
     script = tmp_path / "a.dish"
     script.write_text("#!/usr/bin/env dish\necho one\ncat nope  # is not there\necho two\n")
-    done = run_dish(script)
+    done = run("dish", script)
     assert (done.returncode, done.stdout) == (1, "one\n")
     assert done.stderr == f"dish: {script}:3: /n/llambo/nope: file does not exist\n"
 
 
 def test_a_script_is_read_from_a_pipe_and_input_reaches_commands() -> None:
-    assert run_dish(stdin="echo one\nexit 4\n").returncode == 4
-    assert run_dish("-c", "cat | tail -n 1", stdin="a\nb\n").stdout == "b\n"
+    assert run("dish", stdin="echo one\nexit 4\n").returncode == 4
+    assert run("dish", "-c", "cat | tail -n 1", stdin="a\nb\n").stdout == "b\n"
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ def test_a_script_is_read_from_a_pipe_and_input_reaches_commands() -> None:
     ],
 )
 def test_wrong_arguments_are_told(arguments: tuple[str, ...], sentence: str) -> None:
-    done = run_dish(*arguments)
+    done = run("dish", *arguments)
     assert (done.returncode, done.stderr) == (2, sentence)
 
 
 def test_an_interrupt_ends_a_script_with_130_and_its_cluster(tiny_model: Path) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "-c", "infer go on"],
+        command("dish", "-c", "infer go on"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         env={**os.environ, "LLAMBO_MODELS_DEFAULT": str(tiny_model)},
@@ -87,20 +87,20 @@ def test_an_interrupt_ends_a_script_with_130_and_its_cluster(tiny_model: Path) -
     nodes = psutil.Process(process.pid).children(recursive=True)
     assert nodes
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(60) == 130
     process.stdout.close()
-    assert not psutil.wait_procs(nodes, timeout=10)[1]
+    assert not psutil.wait_procs(nodes, timeout=30)[1]
 
 
 def test_the_daemon_is_used_where_it_runs_and_lives_on() -> None:
     with cluster() as facts:
-        done = run_dish("-c", "scale 2; cat status; sessions")
+        done = run("dish", "-c", "scale 2; cat status; sessions")
         assert (done.returncode, done.stderr) == (0, "")
         assert f"pid {facts['pid']}\n" in done.stdout
         assert done.stdout.startswith("n1\nn2\n")
         assert done.stdout.endswith("no sessions\n")
         address = f"unix!{paths.runtime_dir() / 'styx.sock'}"
-        beside = run_dish("-c", f"mount {address} /n/other; cluster /n/other; scale 1; ls /n/llambo/nodes; cluster")
+        beside = run("dish", "-c", f"mount {address} /n/other; cluster /n/other; scale 1; ls /n/llambo/nodes; cluster")
         assert beside.stderr == ""
         assert "/\n  /n/llambo  state ready" in beside.stdout
         assert "* /n/other  state ready" in beside.stdout
@@ -110,7 +110,7 @@ def test_the_daemon_is_used_where_it_runs_and_lives_on() -> None:
 def test_a_refusal_is_shown_as_it_is_and_its_status_is_the_programs() -> None:
     with cluster():
         for line, status, sentence in REFUSALS:
-            done = run_dish("-c", line)
+            done = run("dish", "-c", line)
             assert done.stderr.startswith(sentence), line
             assert bool(done.stderr) == bool(sentence), line
             assert (done.returncode, done.stdout) == (status, ""), line

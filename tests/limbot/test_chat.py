@@ -16,6 +16,7 @@ from llambo.limbot import actions
 from llambo.limbot.chat import SMALL_MODEL, Chat
 from llambo.limbot.connection import Served
 from llambo.limbot.conversation import SUMMARY_TASK
+from llambo.limbot.dialogue import Dialogue
 from llambo.limbot.shelf import Shelf
 from llambo.limbot.store import Store
 
@@ -129,7 +130,7 @@ async def chatting(connection: Elsewhere, path: Path) -> AsyncIterator[tuple[Cha
 async def test_what_was_said_is_sent_with_the_next_question_and_stored(tmp_path: Path) -> None:
     connection = Elsewhere(says("hello back"))
     async with chatting(connection, tmp_path) as (chat, notes):
-        await chat.run()
+        await Dialogue(chat).run()
         contents = [[message.content for message in request.messages] for request in connection.requests]
         assert contents == [["first"], ["first", "hello back", "second"]]
         assert notes.said[:3] == ["> first", "hello back", "<end>"]
@@ -216,6 +217,23 @@ async def test_a_cancelled_answer_is_kept_as_interrupted(tmp_path: Path) -> None
         assert (question.text, answer.text, answer.interrupted) == ("hello", "so far", True)
 
 
+async def test_one_that_is_cancelled_before_there_is_a_cluster_says_so(tmp_path: Path) -> None:
+    connection = Elsewhere(says("never"))
+
+    async def wait_for_ever(model: str) -> Served:
+        never: asyncio.Future[Served] = asyncio.get_running_loop().create_future()
+        return await never
+
+    connection.ready = wait_for_ever  # type: ignore[method-assign]
+    async with chatting(connection, tmp_path) as (chat, notes):
+        task = asyncio.create_task(chat.ask("hello"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert notes.said == ["stopped; nothing had arrived"]
+
+
 async def test_the_model_summarises_in_the_background_what_the_next_trim_takes(tmp_path: Path) -> None:
     def script(request: GenerateRequest) -> AsyncGenerator[Event, None]:
         is_summary = request.messages[-1].content.startswith(SUMMARY_TASK)
@@ -225,8 +243,7 @@ async def test_the_model_summarises_in_the_background_what_the_next_trim_takes(t
     async with chatting(connection, tmp_path) as (chat, notes):
         for number in range(30):
             await chat.ask(f"question {number}")
-            if chat._summarising is not None:
-                await chat._summarising
+            await chat.summarised()
         asked = [r for r in connection.requests if not r.messages[-1].content.startswith(SUMMARY_TASK)]
         assert asked[-1].messages[0].content == "Earlier in this conversation: they spoke of words"
         breaks = 0
@@ -275,5 +292,7 @@ async def test_every_command_of_the_table_has_an_action_and_none_is_left_over(tm
         assert notes.said[-1].endswith("name it .md, .json or .txt")
         await actions.perform(chat, "/etc/hosts is a path")
         assert "> /etc/hosts is a path" in notes.said
+        await actions.perform(chat, "/undo now")
+        assert notes.said[-2:] == ["> /undo now", "! /undo takes no argument"]
         await actions.perform(chat, "/hel")
         assert any(line.startswith("/history") for line in notes.said)

@@ -13,9 +13,13 @@ from llambo.core import paths
 from llambo.limbot.records import Turn
 from llambo.limbot.store import Store
 from tests.cli.daemons import cluster
-from tests.limbot.terminals import ALT_ENTER, COMMAND, CTRL_C, CTRL_D, CTRL_Z, TAB, UP, limbot, on_terminal
+from tests.cli.programs import command
+from tests.limbot.chatting import Chatter, limbot
+from tests.terminals import ALT_ENTER, CTRL_C, CTRL_D, CTRL_Z, TAB, UP, on_terminal
 
 GREEDY = ("--temperature", "0")
+BEGUN = r"> go on\n(?!getting ready|thinking|nothing has come)\S"
+"""The first words of an answer stand below the question, and not what is said while it is waited for."""
 
 
 def stored() -> Store:
@@ -24,7 +28,7 @@ def stored() -> Store:
 
 def test_a_whole_chat() -> None:
     with limbot(*GREEDY) as person:
-        person.expect("the small built-in model knows Llambo alone")
+        person.expect("^the small built-in model knows only Llambo; for a bigger one: llamboctl pull REF$")
         first = person.ask("What is a node?")
         assert "> What is a node?" in first
         assert "engine" in first
@@ -53,17 +57,17 @@ def test_a_whole_chat() -> None:
         person.enter("/exit")
         assert person.wait() == 0
         assert "Traceback" not in person.text
-        assert person.text.count("This is the small") + person.text.count("knows Llambo alone") == 1
+        assert person.text.count("This is the small") + person.text.count("knows only Llambo") == 1
     session = stored().last()
     assert session is not None
     assert (session.name, session.turns, session.sampling) == ("nodes", 2, {"temperature": 0.5})
 
 
-def test_ctrl_c_stops_the_answer_keeps_what_had_arrived_and_what_was_typed(walk_model: Path) -> None:
-    with limbot("-m", walk_model, *GREEDY) as person:
+def test_ctrl_c_stops_the_answer_keeps_what_had_arrived_and_what_was_typed(endless_model: Path) -> None:
+    with limbot("-m", endless_model, *GREEDY) as person:
         person.enter("go on")
         person.expect("Ctrl-C stops")
-        person.expect(r"> go on\n\S")
+        person.expect(BEGUN)
         person.type("typed meanwhile")
         person.expect("^> typed meanwhile", on_screen=True)
         person.type(CTRL_C)
@@ -81,26 +85,22 @@ def test_ctrl_c_stops_the_answer_keeps_what_had_arrived_and_what_was_typed(walk_
     assert answer.text
 
 
-def test_kill_9_loses_at_most_the_last_second_and_the_chat_goes_on(walk_model: Path) -> None:
-    with limbot("-m", walk_model, *GREEDY) as person:
+def test_kill_9_loses_at_most_the_last_second_and_the_chat_goes_on(endless_model: Path) -> None:
+    with limbot("-m", endless_model, *GREEDY) as person:
         person.enter("go on")
-        person.expect("Ctrl-C stops")
-        person.expect(r"> go on\n\S")
-        person.read_for(2)
-        shown = person.text
+        store = stored()
+        person.until(lambda: any(len(turn.text) > 200 for turn in store.turns(1)), "nothing of the answer is kept")
+        kept = store.turns(1)[1]
         children = psutil.Process(person.process.pid).children(recursive=True)
         person.process.kill()
         person.process.wait()
-        assert not psutil.wait_procs(children, timeout=5)[1]
+        assert not psutil.wait_procs(children, timeout=30)[1]
     with limbot("-c", "--max-tokens", "8", *GREEDY) as person:
         person.expect("conversation 1 goes on, 2 entries")
         person.expect("^interrupted")
         person.prompt()
-        store = stored()
-        text = store.turns(1)[1].text
         assert store.turns(1)[1].interrupted
-        assert len(text) > len(shown) / 3
-        assert text.split()[0] in shown
+        assert store.turns(1)[1].text.startswith(kept.text)
         person.ask("and on")
         person.type(CTRL_D)
         assert person.wait() == 0
@@ -109,7 +109,7 @@ def test_kill_9_loses_at_most_the_last_second_and_the_chat_goes_on(walk_model: P
 
 def test_a_paste_of_500_lines_is_one_message() -> None:
     with limbot(*GREEDY, "--max-tokens", "8", "-s", "You are brief.") as person:
-        person.expect("knows Llambo alone")
+        person.expect("knows only Llambo")
         person.prompt()
         person.paste("\r".join(f"l{number}" for number in range(500)))
         person.expect("^… l499", on_screen=True)
@@ -122,7 +122,7 @@ def test_a_paste_of_500_lines_is_one_message() -> None:
 
 def test_enter_and_alt_enter_change_places_with_multi() -> None:
     with limbot(*GREEDY, "--max-tokens", "4") as person:
-        person.expect("knows Llambo alone")
+        person.expect("knows only Llambo")
         person.prompt()
         person.type(f"one{ALT_ENTER}two")
         person.expect("^> one\n… two", on_screen=True)
@@ -146,7 +146,7 @@ def test_tab_completes_commands_parameters_and_sessions_and_up_finds_what_was_as
     store.add(number, Turn("user", "What is a slot?", 1.0))
     store.close()
     with limbot() as person:
-        person.expect("knows Llambo alone")
+        person.expect("knows only Llambo")
         person.prompt()
         person.type(UP)
         person.prompt("What is a slot?")
@@ -181,10 +181,10 @@ def test_a_terminal_of_20_columns_is_enough() -> None:
         assert "Traceback" not in person.text
 
 
-def test_the_window_may_change_its_size_while_an_answer_comes(walk_model: Path) -> None:
-    with limbot("-m", walk_model, *GREEDY, columns=80, rows=24) as person:
+def test_the_window_may_change_its_size_while_an_answer_comes(endless_model: Path) -> None:
+    with limbot("-m", endless_model, *GREEDY, columns=80, rows=24) as person:
         person.enter("go on")
-        person.expect(r"> go on\n\S")
+        person.expect(BEGUN)
         for columns, rows in ((40, 12), (100, 40), (20, 6), (80, 24)):
             person.resize(columns, rows)
             person.read_for(0.3)
@@ -199,10 +199,10 @@ def test_the_window_may_change_its_size_while_an_answer_comes(walk_model: Path) 
 
 
 def test_ctrl_z_stops_the_program_and_fg_brings_it_back() -> None:
-    with on_terminal(["bash", "--norc", "--noprofile", "-i"], PS1="sh$ ") as person:  # a shell that has jobs
+    with on_terminal(["bash", "--norc", "--noprofile", "-i"], Chatter, PS1="sh$ ") as person:  # a shell that has jobs
         person.expect(r"sh\$")
-        person.enter(f"{shlex.join([*COMMAND, *GREEDY, '--max-tokens', '8'])}; echo ended $?")
-        person.expect("knows Llambo alone")
+        person.enter(f"{shlex.join(command('limbot', *GREEDY, '--max-tokens', '8'))}; echo ended $?")
+        person.expect("knows only Llambo")
         person.prompt()
         person.type("half a li")
         person.prompt("half a li")
@@ -242,7 +242,7 @@ def test_what_a_model_says_never_drives_the_terminal(tmp_path: Path) -> None:
 
 def test_the_chat_goes_on_when_the_cluster_comes_and_goes(tmp_path: Path) -> None:
     with limbot(*GREEDY, "--max-tokens", "8") as person:
-        person.expect("knows Llambo alone")
+        person.expect("knows only Llambo")
         person.ask("What is a node?")
         with cluster():
             assert "now on the cluster of this home, model built-in" in person.ask("What is a slot?")
@@ -260,14 +260,13 @@ def test_the_chat_goes_on_when_the_cluster_comes_and_goes(tmp_path: Path) -> Non
     assert not any(turn.interrupted for turn in turns)
 
 
-def test_a_cluster_that_ends_in_the_middle_of_an_answer_leaves_what_had_arrived(walk_model: Path) -> None:
-    with cluster() as facts, limbot("-m", walk_model, *GREEDY) as person:
+def test_a_cluster_that_ends_in_the_middle_of_an_answer_leaves_what_had_arrived(endless_model: Path) -> None:
+    with cluster() as facts, limbot("-m", endless_model, *GREEDY) as person:
         person.prompt()
         person.enter("go on")
-        person.expect("Ctrl-C stops", on_screen=True)
-        person.read_for(0.5)  # the answer takes some seconds
+        person.expect(BEGUN)
         os.kill(facts["pid"], signal.SIGKILL)
-        person.expect("the bridge at .* is gone")
+        person.expect(r"the bridge at\s.*is gone")
         person.prompt()
         person.enter("/set max_tokens 4")
         person.expect("max_tokens is 4")
@@ -301,7 +300,7 @@ def test_ctrl_c_at_every_moment_is_survived() -> None:
 def test_two_chats_at_once_on_one_home_are_fine() -> None:
     with limbot(*GREEDY, "--max-tokens", "8") as one, limbot(*GREEDY, "--max-tokens", "8") as other:
         for person in (one, other):
-            person.expect("knows Llambo alone")
+            person.expect("knows only Llambo")
             person.prompt()
         one.enter("What is a node?")
         other.enter("What is a slot?")
@@ -338,18 +337,17 @@ def test_what_has_scrolled_away_is_never_written_again(tmp_path: Path) -> None:
         assert person.wait() == 0
 
 
-def test_a_signal_ends_the_chat_with_the_terminal_as_it_was_and_the_answer_kept(walk_model: Path) -> None:
-    with limbot("-m", walk_model, *GREEDY) as person:
+def test_a_signal_ends_the_chat_with_the_terminal_as_it_was_and_the_answer_kept(endless_model: Path) -> None:
+    with limbot("-m", endless_model, *GREEDY) as person:
         person.prompt()
         person.enter("go on")
-        person.expect("Ctrl-C stops", on_screen=True)
-        person.read_for(0.5)
+        person.expect(BEGUN)
         children = psutil.Process(person.process.pid).children(recursive=True)
         person.process.send_signal(signal.SIGTERM)
         assert person.wait() == 143
         assert person.raw.rindex(b"\x1b[?2004l") > person.raw.rindex(b"\x1b[?2004h"), "pastes are as before"
         assert person.raw.rindex(b"\x1b[?25h") > person.raw.rindex(b"\x1b[?25l"), "the cursor is shown"
-        assert not psutil.wait_procs(children, timeout=5)[1]
+        assert not psutil.wait_procs(children, timeout=30)[1]
         assert "Traceback" not in person.text
     answer = stored().turns(1)[1]
     assert answer.interrupted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from llambo.core.errors import BadRequest, UnknownCommand
 from llambo.core.types import Sampling
 from llambo.limbot import commands, settings
 from llambo.limbot.paste import PasteParser
+from llambo.limbot.screen import PipeScreen
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -52,6 +54,21 @@ def test_a_paste_that_is_too_long_is_told_of_and_dropped_without_holding_it() ->
     parser.feed("\x1b[201~z")
     assert too_long == [1 << 20]
     assert [key.key for key in keys] == ["z"]
+
+
+class _Output(io.StringIO):
+    def __init__(self, *, is_terminal: bool) -> None:
+        super().__init__()
+        self.isatty = lambda: is_terminal  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("is_terminal", "shown"), [(True, "a[2Jb\n"), (False, "a\x1b[2Jb\n")])
+def test_a_chat_that_is_fed_from_a_pipe_shows_no_escapes_on_a_terminal(is_terminal: bool, shown: str) -> None:
+    out = _Output(is_terminal=is_terminal)
+    screen = PipeScreen(io.StringIO(), out, io.StringIO())
+    screen.show(["a\x1b[2Jb"])
+    screen.markdown("a\x1b[2Jb")
+    assert out.getvalue() == shown * 2
 
 
 def test_the_table_in_the_docs_is_that_of_the_code() -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from prompt_toolkit.utils import get_cwidth
 from rich.console import Console
 
+from llambo.core.harmless import harmless
 from llambo.limbot.blocks import Block, Blocks, Code, Prose
 from llambo.limbot.paint import Painter, fragments
-from llambo.limbot.plain import Plain, harmless
+from llambo.limbot.plain import Plain
 from llambo.limbot.render import MarkdownStream
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")

@@ -14,6 +14,7 @@ import pytest
 
 from llambo.core.errors import BadRequest, LlamboError, NameInUse, NotFound
 from llambo.limbot import schema, transfer
+from llambo.limbot.attachments import Attachment, with_files
 from llambo.limbot.records import Turn, conversation_of
 from llambo.limbot.shelf import Shelf
 from llambo.limbot.store import Store
@@ -52,6 +53,26 @@ def test_what_was_said_is_there_again_with_all_that_is_known_of_it(path: Path) -
     assert (said[1].node, said[1].tokens, said[1].ttft_ms, said[1].interrupted) == ("n1", 1, 2.5, False)
     conversation = conversation_of(session, said)
     assert (conversation.start, conversation.pin_tokens, conversation.kept[0].turn) == (1, 9, turn)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "title"),
+    [
+        ("What differs?", "What differs?"),
+        ("", "File a.py:"),
+        ("Why `x`?\n```\ncode\n```", "File a.py:"),
+    ],
+)
+def test_a_conversation_that_begins_with_files_is_called_after_the_question(
+    path: Path, prompt: str, title: str
+) -> None:
+    store = Store.open(path)
+    attached = [Attachment("a.py", "x = 1\n" * 500), Attachment("b.py", "y = '```'\n")]
+    store.add(store.begin(), user(with_files(prompt, attached)))
+    session = store.last()
+    assert session is not None
+    assert session.title == title
     store.close()
 
 

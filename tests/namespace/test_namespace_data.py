@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,12 @@ from tests.namespace.namespace_world import WAIT_S, World, names, served, until
 
 
 async def test_a_kept_session_outlives_its_maker_until_it_is_idle(tmp_path: Path) -> None:
-    async with served(tmp_path, idle_s=0.3) as world, await world.client() as client:
-        async with session(client) as (ctl, path):
-            await ctl.write("keep")
-        assert await names(client, "sessions") == ["0"]
-        async with client.open(f"{path}/prompt"):
-            await asyncio.sleep(0.4)  # more than the limit: an open file is not idleness
+    async with served(tmp_path, idle_s=0.2) as world, await world.client() as client:
+        async with AsyncExitStack() as held:
+            async with session(client) as (ctl, path):
+                await ctl.write("keep")
+                await held.enter_async_context(client.open(f"{path}/prompt"))
+            await asyncio.sleep(0.5)  # more than the limit: an open file is not idleness
             assert await names(client, "sessions") == ["0"]
         await until(lambda: "0" not in world.namespace._house.sessions.by_name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,14 +73,18 @@ def test_each_command_is_refused_with_too_few_and_too_many_arguments(grammar: Gr
     for command in grammar.commands:
         needed = [argument for argument in command.arguments if not argument.is_optional and not argument.key]
         if needed:
-            with pytest.raises(BadRequest, match=f"{command.name} needs {needed[0].name}; write: {command.name} "):
+            wanted = re.escape(f"{command.name} needs {needed[0].name}; write: {command.name} ")
+            with pytest.raises(BadRequest, match=wanted):
                 grammar.read(command.name)
         if not needed or needed[0].kind != "rest":
             with pytest.raises(BadRequest, match=f"{command.name} (has too many|takes no) arguments; write:"):
-                grammar.read(f"{command.name} 1 2 3 4 5 6")
+                grammar.read(f"{command.name} {'on' if 'switch' in {a.kind for a in needed} else '1'} 2 3 4 5 6")
         for argument in needed:
             if argument.kind in {"whole", "decimal"}:
                 with pytest.raises(BadRequest, match=f"{command.name}: {argument.name} is a (whole )?number, not 'x'"):
+                    grammar.read(f"{command.name} x")
+            if argument.kind == "switch":
+                with pytest.raises(BadRequest, match=f"{command.name} is on or off, not 'x'"):
                     grammar.read(f"{command.name} x")
 
 

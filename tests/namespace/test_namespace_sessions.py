@@ -40,9 +40,38 @@ async def test_settings_are_what_was_written_and_go_into_the_request(world: Worl
     assert (request.model, request.session, request.interface) == ("m", "styx-0", "styx")
 
 
+async def test_a_raw_prompt_is_sent_as_it_is_and_nothing_beside_it(world: World, client: AsyncClient) -> None:
+    async with session(client) as (ctl, path):
+        await client.write_file(f"{path}/prompt", "first")
+        await client.read_file(f"{path}/stream")
+        await ctl.write("raw on\nseed 3\n")
+        assert await client.read_file(f"{path}/ctl") == b"seed 3\nraw on\n"
+        await client.write_file(f"{path}/prompt", "Once upon a")
+        await client.read_file(f"{path}/stream")
+        await ctl.write("system You are terse.\n")
+        await client.write_file(f"{path}/prompt", "more")
+        with pytest.raises(BadRequest, match="a raw prompt takes no system prompt: write raw off"):
+            await ctl.write("send\n")
+        await ctl.write("raw off\nsend\n")
+        assert (await client.read_file(f"{path}/reply")).decode() == TEXT
+    _, raw, last = world.cluster.requests
+    assert (raw.raw_prompt, raw.messages, raw.sampling.seed) == ("Once upon a", (), 3)
+    assert last.raw_prompt is None
+    assert [message.content for message in last.messages] == [
+        "You are terse.",
+        "first",
+        TEXT,
+        "Once upon a",
+        TEXT,
+        "more",
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
+        ("raw", "raw needs on|off; write: raw on|off"),
+        ("raw true", "raw is on or off, not 'true'"),
         ("max_tokens 0", "max_tokens must be between 1 and 1048576, not 0"),
         ("temperature nan", "temperature must be between 0.0 and 5.0, not nan"),
         ("top_p 2", "top_p must be between 0.0 and 1.0, not 2.0"),

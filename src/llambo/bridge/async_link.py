@@ -98,7 +98,7 @@ class AsyncLink(asyncio.Protocol):
         except TimeoutError:
             if link is not None:
                 link.abort()
-            raise timed_out(address) from None
+            raise timed_out(address, timeout_s) from None
         except OSError as error:
             raise unreachable(address, error) from error
         except BaseException:
@@ -165,7 +165,7 @@ class AsyncLink(asyncio.Protocol):
                 async with asyncio.timeout(timeout_s):
                     await self._can_write.wait()
             except TimeoutError:
-                raise timed_out(self.address) from None
+                raise timed_out(self.address, timeout_s) from None
         if self.failure is not None:
             raise self.failure
         key, data = self._connection.request(op, fields)
@@ -185,7 +185,7 @@ class AsyncLink(asyncio.Protocol):
             async with asyncio.timeout(timeout_s):
                 return await inbox.get()
         except TimeoutError:
-            raise timed_out(self.address) from None
+            raise timed_out(self.address, timeout_s) from None
 
     def forget(self, key: int, *, cancel: bool) -> None:
         """Drops what still comes for a request; `cancel` has the bridge end it."""

@@ -183,9 +183,10 @@ class BlockingLink:
         return self.failure
 
 
-def timed_out(address: Address) -> TimedOut:
-    """No answer within the time of a call."""
-    return TimedOut(f"the bridge at {address} did not answer in time")
+def timed_out(address: Address, timeout_s: float | None = None) -> TimedOut:
+    """No answer within the time of a call, where that is known."""
+    within = "in time" if timeout_s is None else f"within {timeout_s:.4g} s"
+    return TimedOut(f"the bridge at {address} did not answer {within}")
 
 
 def unreachable(address: Address, error: OSError) -> LlamboError:

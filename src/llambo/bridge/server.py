@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from llambo.bridge.dial import parse_dial
@@ -32,7 +33,8 @@ class BridgeServer:
     """The bridge protocol in front of `door`, on a Unix socket and, with `listen` (`tcp!HOST!PORT`), on TCP.
 
     Clients of the Unix socket may do everything: its mode, 0600, is their right. TCP clients need a token of `tokens`.
-    The door belongs to the caller, who closes it after `stop`.
+    The door belongs to the caller, who closes it after `stop`. `http` gives the address where the same cluster speaks
+    HTTP, for STATUS.
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class BridgeServer:
         listen: str = "",
         tokens: TokenStore | None = None,
         settings: BridgeSettings | None = None,
+        http: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._socket_path = socket_path
         self._listen = listen
         self._tokens = tokens
         self._settings = settings or BridgeSettings()
-        self._service = Service(door)
+        self._service = Service(door, http)
         self._house = House(self._service, self._settings, HangupWatch(), set())
         self._bound: BoundSocket | None = None
         self._servers: list[asyncio.Server] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import assert_never
 
@@ -29,10 +30,14 @@ _log = logging.getLogger("llambo.bridge")
 
 
 class Service:
-    """The commands of one bridge, until `request_stop`: from then on all that is new is refused."""
+    """The commands of one bridge, until `request_stop`: from then on all that is new is refused.
 
-    def __init__(self, door: Door) -> None:
+    `http` gives the address where the same cluster speaks HTTP, None where it does not.
+    """
+
+    def __init__(self, door: Door, http: Callable[[], str | None] = lambda: None) -> None:
         self._door = door
+        self._http = http
         self._process = psutil.Process()
         self.requests = Requests()
         self._stop_requested = asyncio.Event()
@@ -223,7 +228,7 @@ class Service:
             "uptime_s": round(status.uptime_s, 3),
             "rss_bytes": self._process.memory_info().rss,
             "version": __version__,
-            "http": None,
+            "http": self._http(),
         }
         return Reply(f"Model loaded: {loaded.path}" if loaded else "No model loaded", data)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_INPUT_BYTES = 8 << 20
 """No context holds more, and what goes to a cluster is bounded."""
+THINKING = "thinking · Ctrl-C stops"
 
 
 def read_stdin() -> str:
@@ -73,8 +74,15 @@ class Waiting:
         if common.draws(sys.stderr):
             from rich.console import Console
 
-            self._status = Console(stderr=True).status("thinking …")
+            self._status = Console(stderr=True).status(THINKING)
             self._status.start()
+
+    def say(self, text: str) -> None:
+        """Shows another text beside it."""
+        if self._status is not None:
+            from rich.text import Text
+
+            self._status.update(Text(text or THINKING))
 
     def end(self) -> None:
         """Takes it away."""
@@ -116,8 +124,9 @@ class OneAnswer:
 
     width = 80
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, spinner: Waiting) -> None:
         self._writer = writer
+        self._spinner = spinner
 
     async def lines(self) -> AsyncIterator[str]:
         """None: there is one question."""
@@ -133,7 +142,7 @@ class OneAnswer:
 
     def warn(self, text: str) -> None:
         """A line on standard error."""
-        from llambo.limbot.plain import harmless
+        from llambo.core.harmless import harmless
 
         sys.stderr.write(f"limbot: {harmless(text)}\n")
 
@@ -148,7 +157,8 @@ class OneAnswer:
         return self._writer
 
     def busy(self, text: str) -> None:
-        """Nothing: there is a spinner."""
+        """The text beside the spinner, while there is one."""
+        self._spinner.say(text)
 
     def copy(self, text: str) -> None:
         """Nothing."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llambo.cli import common, launching
+from llambo.cli.daemon_client import LOOK_TIMEOUT_S
 from llambo.core.errors import LlamboError, Unreachable
 
 if TYPE_CHECKING:
@@ -22,9 +23,12 @@ def _the_running() -> running.Running:
     from llambo.cli import running
 
     found = running.find()
-    if found is None:
-        raise Unreachable("no bridge runs for this home; start one with: llamboctl bridge start")
-    return found
+    if found is not None:
+        return found
+    cluster = running.find(running.DAEMON)
+    if cluster is not None:
+        raise Unreachable(f"no bridge runs alone for this home; its cluster speaks the protocol on {cluster.socket}")
+    raise Unreachable("no bridge runs for this home; start one with: llamboctl bridge start")
 
 
 @app.command()
@@ -86,7 +90,7 @@ def status(as_json: common.Json = False) -> None:
     from llambo.bridge.client import Bridge
 
     found = _the_running()
-    with Bridge.connect(found.socket) as bridge:
+    with Bridge.connect(found.socket, timeout_s=LOOK_TIMEOUT_S) as bridge:
         facts = bridge.get_status()
     if as_json:
         common.print_json({**facts, "socket": found.socket, "pid": found.pid, "log": found.log})

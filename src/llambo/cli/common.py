@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from llambo.core.errors import Cancelled, LlamboError
+from llambo.core.harmless import harmless
 from llambo.core.version import __version__
 
 INTERRUPTED = 130
@@ -97,7 +98,7 @@ def _drop_output() -> None:
 def fail(name: str, error: LlamboError) -> None:
     """Says what went wrong and exits with the error's status."""
     if not isinstance(error, Cancelled):
-        sys.stderr.write(f"{name}: {error.message}\n")
+        sys.stderr.write(f"{name}: {harmless(error.message)}\n")  # it may be another machine's text
     finish(error.exit_status)
 
 
@@ -155,7 +156,8 @@ def print_json(value: Any) -> None:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows in columns; the first one is their heading."""
+    """Prints rows in columns; the first one is their heading. What others have called things cannot do harm there."""
+    rows = [[harmless(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

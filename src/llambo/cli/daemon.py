@@ -9,10 +9,10 @@ import asyncio
 import fcntl
 import os
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,10 +27,11 @@ app = typer.Typer(**common.APP_OPTIONS)
 
 LOG_NAME = "daemon.log"
 _LOCK_NAME = "daemon.lock"
+_START_NAME = "daemon.starting"
 
 
 class RunsAlready(Exception):
-    """Another daemon has this home; `pid` is its process, 0 where it has not said so yet."""
+    """Another daemon has this home, and has started; `pid` is its process."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(pid)
@@ -65,11 +66,11 @@ def run(
 
     try:
         loaded = configuration.load(config_file, {"cluster.launcher": launcher})
-        with _only_one(paths.home()):
+        with _starting(paths.home()) as started, _only_one(paths.home()):
             log_path = paths.home() / "logs" / LOG_NAME
             log.to_file(log_path, verbose=verbose)
             serving.prepare_process()
-            uvloop.run(_serve(loaded, log_path, report, as_json=as_json))
+            uvloop.run(_serve(loaded, log_path, report, started, as_json=as_json))
     except RunsAlready as error:
         report.failed(NameInUse("a cluster runs for this home already"), runs=error.pid)
         raise
@@ -78,18 +79,49 @@ def run(
         raise
 
 
+def _open_lock(path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise LlamboError(f"cannot write {path}: {error.strerror}") from None
+    return os.fdopen(descriptor, "r+b", buffering=0)
+
+
+@contextmanager
+def _starting(home: Path) -> Iterator[Callable[[], None]]:
+    """Waits while another daemon of this home starts, then starts for the block, or until what it gives is called.
+
+    So of two that are started at once the second one meets a daemon that is ready, or none.
+    """
+    with _open_lock(home / _START_NAME) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield lambda: fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def is_starting(home: Path) -> bool:
+    """Whether a daemon of this home starts just now."""
+    with _open_lock(home / _START_NAME) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def wait_until_started(home: Path) -> None:
+    """Returns when no daemon of this home starts any more: it is ready, or it has failed."""
+    with _open_lock(home / _START_NAME) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+
 @contextmanager
 def _only_one(home: Path) -> Iterator[None]:
     """Holds this home's lock for the block; the kernel gives it back when the process ends, however that happens.
 
     Raises: `RunsAlready`, `LlamboError` where the home cannot be written.
     """
-    try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(home / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise LlamboError(f"cannot write {home / _LOCK_NAME}: {error.strerror}") from None
-    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+    with _open_lock(home / _LOCK_NAME) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -100,7 +132,9 @@ def _only_one(home: Path) -> Iterator[None]:
         yield
 
 
-async def _serve(config: Config, log_path: Path, report: serving.Report, *, as_json: bool) -> None:
+async def _serve(
+    config: Config, log_path: Path, report: serving.Report, started: Callable[[], None], *, as_json: bool
+) -> None:
     from llambo.cli import running
     from llambo.cli.front import Front
     from llambo.cluster import checkpoint
@@ -142,6 +176,7 @@ async def _serve(config: Config, log_path: Path, report: serving.Report, *, as_j
                     "problems": problems,
                 }
                 serving.settle_memory()
+                started()
                 _tell_ready(facts, report, as_json=as_json)
                 await work
         finally:

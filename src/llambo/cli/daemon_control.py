@@ -9,6 +9,7 @@ import typer
 
 from llambo.cli import common
 from llambo.cli.daemon_client import ask_to_stop, node_progress, the_daemon
+from llambo.core.errors import LlamboError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,12 +36,23 @@ def init(
     from llambo.cli import running
 
     found = running.find(running.DAEMON)
-    if found is not None:
+    if found is not None and _has_started():
         _tell_found(found, as_json=as_json)
     elif foreground:
         _stay(config, launcher, as_json=as_json)
     else:
         _launch(config, launcher, as_json=as_json)
+
+
+def _has_started() -> bool:
+    """Waits for the end of a start that goes on; says whether a daemon runs then."""
+    from llambo.cli import daemon, running
+    from llambo.core import paths
+
+    if daemon.is_starting(paths.home()):
+        with node_progress("waiting for the cluster"):
+            daemon.wait_until_started(paths.home())
+    return running.find(running.DAEMON) is not None
 
 
 def _stay(config: Path | None, launcher: str | None, *, as_json: bool) -> None:
@@ -95,16 +107,13 @@ def _tell_found(found: Any, *, as_json: bool) -> None:
 
 
 def _tell_lost(pid: int, *, as_json: bool) -> None:
-    """Another `init` was faster, and may still be at it."""
+    """Another `init` was faster. Raises: `LlamboError` where its daemon ends already."""
     from llambo.cli import running
 
     found = running.find(running.DAEMON)
-    if found is not None:
-        _tell_found(found, as_json=as_json)
-    elif as_json:
-        common.print_json({"started": False, "pid": pid})
-    else:
-        sys.stdout.write(f"the cluster is being started already (pid {pid})\n")
+    if found is None:
+        raise LlamboError(f"the cluster of this home (pid {pid}) is ending: try again in a moment")
+    _tell_found(found, as_json=as_json)
 
 
 def shutdown() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from llambo.bridge.async_client import AsyncBridge
@@ -13,22 +14,30 @@ from llambo.cli import running
 from llambo.cli.daemon_client import model_ref
 from llambo.core import paths
 from llambo.core.config import Config
-from llambo.core.errors import Cancelled, LlamboError, Unreachable
+from llambo.core.errors import Cancelled, LlamboError, TimedOut, Unreachable
 from llambo.core.threads import run_abandonable
 from llambo.core.types import ModelInfo
 from llambo.engine import models
 from llambo.engine.download import Progress
 
+CONNECT_TIMEOUT_S = 10.0
+"""How long a program that runs here may take to say its first word."""
+SLOW_S = 3.0
+"""From then on a person is told that it is waited for."""
+
+Tell = Callable[[str], None]
+
 
 @asynccontextmanager
 async def daemon_door(
-    daemon: running.Running, config: Config, model: str, progress: Progress | None = None
+    daemon: running.Running, config: Config, model: str, progress: Progress | None = None, tell: Tell = lambda _: None
 ) -> AsyncIterator[tuple[BridgeDoor, str]]:
     """The door of the running cluster, and the name that `model` has there; it is fetched and loaded where it is not.
 
-    Raises: `Unreachable`, and what fetching and loading raise.
+    `tell` is told when that takes long. Raises: `Unreachable`, `TimedOut`, and what fetching and loading raise.
     """
-    async with connected(daemon.socket) as door:
+    what = f"the cluster of this home (pid {daemon.pid})"
+    async with connected(daemon.socket, what, tell) as door:
         if door is None:
             raise Unreachable(f"the cluster of this home (pid {daemon.pid}) is starting or ending: try again")
         name = find_model(model, (await door.refresh()).models) if model else ""
@@ -61,16 +70,29 @@ async def _load(door: BridgeDoor, config: Config, model: str, progress: Progress
 
 
 @asynccontextmanager
-async def connected(socket: str | None) -> AsyncIterator[BridgeDoor | None]:
-    """The door of the bridge at `socket` for the block; None where there is none, or it has just ended."""
+async def connected(socket: str | None, what: str, tell: Tell = lambda _: None) -> AsyncIterator[BridgeDoor | None]:
+    """The door of the bridge at `socket` for the block; None where there is none, or it has just ended.
+
+    `what` is its name for people, `tell` is told when it is slow. Raises: `TimedOut` for one that hangs.
+    """
     if socket is None:
         yield None
         return
+    late = asyncio.get_running_loop().call_later(
+        SLOW_S, tell, f"{what} does not answer; waiting for {CONNECT_TIMEOUT_S:g} s at most"
+    )
     try:
-        client = await AsyncBridge.connect(socket)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            client = await AsyncBridge.connect(socket)
     except Unreachable:  # it ended a moment ago
         yield None
         return
+    except TimeoutError:
+        raise TimedOut(
+            f"{what} does not answer within {CONNECT_TIMEOUT_S:g} s (connect timeout): it was stopped or hangs"
+        ) from None
+    finally:
+        late.cancel()
     async with client:
         yield BridgeDoor(client)
 

@@ -50,6 +50,7 @@ class Front:
             listen=settings.bridge.listen,
             tokens=tokens,
             settings=serving.bridge_settings(settings),
+            http=self._http_address,
         )
         self._namespace = Namespace(
             cluster,
@@ -162,7 +163,10 @@ class Front:
 
     def _facts(self) -> Facts:
         state = checkpoint.path_of(self._settings.state.path, paths.home())
-        return Facts(next(iter(self.http_addresses), None), self.styx_addresses, str(state))
+        return Facts(self._http_address(), self.styx_addresses, str(state))
+
+    def _http_address(self) -> str | None:
+        return next(iter(self.http_addresses), None)
 
 
 def _bind(path: Path) -> socket.socket:

@@ -53,6 +53,7 @@ async def _ask(request: GenerateRequest, config: Config, model: str, *, as_json:
     from llambo.cli.doors import daemon_door
     from llambo.cli.models import download_progress
     from llambo.limbot import oneshot
+    from llambo.limbot.silence import Silence
 
     found = the_daemon()
     writer = asking.JsonLines() if as_json and stream else asking.choose_writer(raw=False, as_json=as_json)
@@ -63,8 +64,9 @@ async def _ask(request: GenerateRequest, config: Config, model: str, *, as_json:
                 spinner.end()
                 bar(done, total)
 
-            async with daemon_door(found, config, model, progress) as (door, name):
+            async with daemon_door(found, config, model, progress, spinner.say) as (door, name):
                 ready = asking.AfterWaiting(writer, spinner)
-                completion = await oneshot.ask(door.generate, replace(request, model=name), ready)
+                async with Silence(spinner.say, asking.THINKING):
+                    completion = await oneshot.ask(door.generate, replace(request, model=name), ready)
     if as_json:
         common.print_json(completion.document())

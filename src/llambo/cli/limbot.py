@@ -144,7 +144,7 @@ async def _opened(
     from llambo.limbot.store import Store
 
     files = [attachments.read(path) for path in wanted.files]
-    async with Switching(config, connect=wanted.connect, progress=progress) as connection:
+    async with Switching(config, connect=wanted.connect, progress=progress, tell=screen.busy) as connection:
         chat = Chat(connection, shelf, screen, model=wanted.model, system=wanted.system, sampling=wanted.sampling)
         chat.attached, chat.is_raw_prompt = files, wanted.is_raw_prompt
         if wanted.goes_on:
@@ -179,7 +179,7 @@ async def _ask(wanted: Wanted, config: Config, *, as_json: bool) -> None:
 
     writer = asking.choose_writer(raw=wanted.is_raw, as_json=as_json)
     async with Shelf(paths.home() / DATABASE) as shelf, asking.waiting() as waiting:
-        screen = asking.OneAnswer(asking.AfterWaiting(writer, waiting))
+        screen = asking.OneAnswer(asking.AfterWaiting(writer, waiting), waiting)
         with download_progress(wanted.model or config.settings.models.default) as bar:
 
             def progress(done: int, total: int) -> None:
@@ -200,6 +200,7 @@ async def _chat(wanted: Wanted, config: Config) -> None:
 
     from llambo.core import paths
     from llambo.limbot import actions
+    from llambo.limbot.dialogue import Dialogue
     from llambo.limbot.shelf import Shelf
 
     async with Shelf(paths.home() / DATABASE) as shelf:
@@ -211,14 +212,15 @@ async def _chat(wanted: Wanted, config: Config) -> None:
             loop.call_soon_threadsafe(screen.busy, text if done < total else "")
 
         async with _opened(wanted, config, screen, shelf, progress) as chat:
+            dialogue = Dialogue(chat)
             if terminal is not None:
-                terminal.serve(chat)
+                terminal.serve(dialogue)
                 if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-                    loop.add_signal_handler(signal.SIGINT, chat.interrupt)
+                    loop.add_signal_handler(signal.SIGINT, dialogue.interrupt)
             screen.note("limbot: /help lists the commands, Ctrl-D ends")
             if wanted.goes_on:
                 actions.show_resumed(chat)
-            await chat.run(wanted.prompt)
+            await dialogue.run(wanted.prompt)
 
 
 def main() -> None:

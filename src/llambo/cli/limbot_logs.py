@@ -120,7 +120,7 @@ def _import(store: Store, path: Path) -> None:
 
 
 def _print(lines: list[str]) -> None:
-    from llambo.limbot.plain import harmless
+    from llambo.core.harmless import harmless
 
     clean = harmless if sys.stdout.isatty() else str
     sys.stdout.write("".join(f"{clean(line)}\n" for line in lines))

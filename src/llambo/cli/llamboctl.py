@@ -16,6 +16,7 @@ from llambo.cli import (
     models,
     mounting,
     nodes,
+    programs,
     tokens,
     top,
 )
@@ -25,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Controls Llambo: the cluster and its nodes, bridges, models, tokens and the configuration.",
 )
-for part in (daemon_control, nodes, looks, top, infer, logs, models, configuration, mounting, engine):
+for part in (daemon_control, nodes, looks, top, infer, logs, models, configuration, mounting, engine, programs):
     part.register(app)
 app.add_typer(bridge_control.app, name="bridge")
 app.add_typer(tokens.app, name="token")

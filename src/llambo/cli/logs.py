@@ -13,6 +13,7 @@ import typer
 
 from llambo.cli.daemon_client import look, the_daemon
 from llambo.core.errors import NotFound, Unreachable
+from llambo.core.harmless import harmless
 
 _LOOK_S = 0.2  # between two looks at a file that is followed
 
@@ -35,10 +36,15 @@ def logs(
         raise NotFound(f"there is no log at {path} yet") from None
     with file:
         is_alive = _watch(pid) if follow else None  # before the first line: the process may end meanwhile
-        sys.stdout.writelines(deque(file, maxlen=lines or None))
+        sys.stdout.writelines(map(_shown(), deque(file, maxlen=lines or None)))
         sys.stdout.flush()
         if is_alive is not None:
             _follow(file, path, is_alive)
+
+
+def _shown() -> Callable[[str], str]:
+    """A line as it is shown: in a log stand the words of models and of other machines."""
+    return harmless if sys.stdout.isatty() else str
 
 
 def _of_daemon() -> tuple[Path, int]:
@@ -76,10 +82,11 @@ def _watch(pid: int) -> Callable[[], bool]:
 
 
 def _follow(file: IO[str], path: Path, is_alive: Callable[[], bool]) -> None:
+    shown = _shown()
     while True:
         was_alive = is_alive()  # asked first: what it wrote before it ended is still to come
         for line in file:
-            sys.stdout.write(line)
+            sys.stdout.write(shown(line))
         sys.stdout.flush()
         if not was_alive:
             return None

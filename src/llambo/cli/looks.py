@@ -13,6 +13,7 @@ import typer
 from llambo.cli import common
 from llambo.cli.daemon_client import command, look, read
 from llambo.core.errors import BadRequest
+from llambo.core.harmless import harmless
 
 
 def register(app: typer.Typer) -> None:
@@ -46,13 +47,14 @@ def status_lines(facts: dict[str, Any]) -> list[str]:
         f" {requests['failovers']} failovers, {requests['retries']} retries",
         f"tokens    {facts['tokens_per_s']:.0f} per second",
         f"balancer  {facts['strategy']}, launcher {facts['launcher']}",
+        f"http      {facts['http'] or 'off'}",
     ]
     for model in facts["models"]:
         default = " (default)" if model["is_default"] else ""
         lines.append(
             f"model     {model['name']}{default}: {model['state']}, {model['busy']} of {model['slots']} slots busy"
         )
-    return [*lines, *(f"problem   {problem}" for problem in facts["problems"])]
+    return [harmless(line) for line in (*lines, *(f"problem   {problem}" for problem in facts["problems"]))]
 
 
 def _span(seconds: float) -> str:
@@ -69,7 +71,7 @@ def health(as_json: common.Json = False) -> None:
     if as_json:
         common.print_json({"healthy": is_healthy, "state": facts["state"], "problems": facts["problems"]})
     else:
-        sys.stdout.write("\n".join([facts["state"], *facts["problems"]]) + "\n")
+        sys.stdout.write("\n".join([facts["state"], *map(harmless, facts["problems"])]) + "\n")
     if not is_healthy:
         common.finish(1)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -50,14 +50,22 @@ class _Open:
 class Switching:
     """See `Connection`. `connect` is the address of a cluster elsewhere, "" for this home's.
 
-    `progress` is told of downloads, `warn` of what a person should know. Raises: `BadRequest`.
+    `progress` is told of downloads, `tell` of a wait that is long. Raises: `BadRequest`.
     """
 
-    def __init__(self, config: Config, *, connect: str = "", progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        connect: str = "",
+        progress: Progress | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._config = config
         self._connect = connect
         self._token = os.environ.get(TOKEN_VARIABLE, "")
         self._progress = progress
+        self._tell = tell
         self._open: _Open | None = None
         self._lock = asyncio.Lock()
         if connect and not connect.startswith(("tcp!", "unix!", "http://", "https://")):
@@ -140,7 +148,8 @@ class Switching:
     async def _daemon(self, stack: AsyncExitStack, daemon: Running, model: str) -> _Open:
         from llambo.cli import doors
 
-        door, name = await stack.enter_async_context(doors.daemon_door(daemon, self._config, model, self._progress))
+        opening = doors.daemon_door(daemon, self._config, model, self._progress, self._tell)
+        door, name = await stack.enter_async_context(opening)
         await door.refresh()
         return _described(door, name, model, stack, "the cluster of this home", daemon)
 
@@ -159,7 +168,8 @@ class Switching:
         from llambo.cli import doors
 
         async def enter(stack: AsyncExitStack) -> _Open | None:
-            bridge = await stack.enter_async_context(doors.connected(doors.socket_of_bridge(self._config)))
+            socket = doors.socket_of_bridge(self._config)
+            bridge = await stack.enter_async_context(doors.connected(socket, f"the bridge at {socket}", self._tell))
             name = doors.find_model(model, (await bridge.refresh()).models) if bridge is not None else None
             if bridge is None or name is None:
                 return None

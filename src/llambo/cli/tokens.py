@@ -44,9 +44,11 @@ def list_tokens(as_json: common.Json = False) -> None:
     if as_json:
         common.print_json(tokens)
         return
+    if not tokens:
+        sys.stdout.write("no tokens; `llamboctl token create --scope infer` makes one\n")
     for known in tokens:
         times = [
-            datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d") if t else "never"
+            datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%MZ") if t else "never"
             for t in (known.created, known.expires)
         ]
         sys.stdout.write(f"{known.id}  {known.scope:5}  created {times[0]}  expires {times[1]}\n")

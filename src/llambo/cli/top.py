@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,11 @@ from llambo.cli.daemon_client import connected
 from llambo.cli.looks import status_lines
 from llambo.cli.nodes import table
 from llambo.core.errors import BadRequest
+from llambo.core.harmless import harmless
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.live import Live
 
 _MOST_NODES = 200  # more than fit on any screen; the busiest ones are shown
 
@@ -41,15 +44,15 @@ def top(
     from rich.console import Console
     from rich.live import Live
 
-    with connected() as client, _single_keys():
-        console = Console()
-        with Live(console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                facts = msgspec.json.decode(client.read_file("status.json"))
-                nodes = msgspec.json.decode(client.read_file("nodes.json"))
-                live.update(_screen(facts, nodes, console.height), refresh=True)
-                if _is_quit_within(interval):
-                    return
+    console = Console()
+    live = Live(console=console, screen=True, auto_refresh=False)
+    with connected() as client, _single_keys() as keys, _suspending(live, keys), live:
+        while True:
+            facts = msgspec.json.decode(client.read_file("status.json"))
+            nodes = msgspec.json.decode(client.read_file("nodes.json"))
+            live.update(_screen(facts, nodes, console.height), refresh=True)
+            if _is_quit_within(interval):
+                return
 
 
 def _screen(facts: dict[str, Any], nodes: list[dict[str, Any]], height: int) -> Group:
@@ -64,7 +67,7 @@ def _screen(facts: dict[str, Any], nodes: list[dict[str, Any]], height: int) -> 
     grid = Table(*heading, box=None, header_style="bold", pad_edge=False)
     for row in rows:
         # Text, so that nothing in a model's or node's name is taken for markup.
-        grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        grid.add_row(*(Text(harmless(cell), style=_STYLES.get(cell, "")) for cell in row))
     more = f"… and {len(nodes) - room} more" if len(nodes) > room else ""
     return Group(*map(Text, lines), Text(), grid, Text(more), Text("q ends", style="dim"))
 
@@ -79,19 +82,58 @@ _STYLES = {
 }
 
 
-@contextmanager
-def _single_keys() -> Iterator[None]:
-    """The terminal gives each key at once and shows none, for the block."""
-    import termios
-    import tty
+class _Keys:
+    """How the terminal gives keys: each at once and shown by nobody, or as it was before."""
 
-    before = termios.tcgetattr(sys.stdin)
-    try:
+    def __init__(self) -> None:
+        import termios
+
+        self._before = termios.tcgetattr(sys.stdin)
+
+    def single(self) -> None:
+        import tty
+
         tty.setcbreak(sys.stdin)
+
+    def usual(self) -> None:
+        import termios
+
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
+
+
+@contextmanager
+def _single_keys() -> Iterator[_Keys]:
+    keys = _Keys()
+    try:
+        keys.single()
+        yield keys
+    finally:
+        keys.usual()
+
+
+@contextmanager
+def _suspending(live: Live, keys: _Keys) -> Iterator[None]:
+    """For the block, Ctrl-Z gives the terminal back as it was, and who continues has the screen and the keys again."""
+
+    def suspend(_number: int, _frame: object) -> None:
+        live.stop()
+        keys.usual()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)  # stops here
+        signal.signal(signal.SIGTSTP, suspend)
+
+    def resume(_number: int, _frame: object) -> None:
+        keys.single()  # a shell gives a job the terminal with the shell's own settings
+        live.start(refresh=True)
+
+    signal.signal(signal.SIGTSTP, suspend)
+    signal.signal(signal.SIGCONT, resume)
+    try:
         yield
     finally:
-        with contextlib.suppress(termios.error):  # the terminal is gone
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
 
 def _is_quit_within(seconds: float) -> bool:

@@ -20,7 +20,7 @@ Completes = Literal["path", "node", "model", "command", "job", "target", "mount"
 
 FIRST_CLUSTER = "/n/llambo"
 OWN = "/n/dish"
-SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "model", "system")
+SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "model", "system", "raw")
 """How a question is answered: options of `infer` and `ask`, and the variables that stand for them."""
 
 _READ_ONLY = ("status", "cluster", "session", "cwd")

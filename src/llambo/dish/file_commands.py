@@ -42,8 +42,11 @@ async def cat(context: Context) -> None:
     if not context.words:
         async for piece in context.input().pieces():
             await context.out.write(piece)
-    for path in context.words:
-        async with context.dish.mounts.open(context.dish.path(path)) as file:
+    for word in context.words:
+        path = context.dish.path(word)
+        if (await context.dish.mounts.stat(path)).is_directory:
+            raise BadRequest(f"{path} is a directory; ls lists it")
+        async with context.dish.mounts.open(path) as file:
             while piece := await file.read():
                 await context.out.write(piece)
 

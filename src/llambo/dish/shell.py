@@ -19,6 +19,7 @@ from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
 
 from llambo.core.errors import Cancelled
+from llambo.core.foreground import Foreground
 from llambo.core.tokens import SECRET_PREFIX
 from llambo.dish.command import Dish
 from llambo.dish.completion import candidates
@@ -38,7 +39,7 @@ class Shell:
         self._dish = interpreter.dish
         self._terminal = terminal
         self._history = _open_history(history_path)
-        self._running: asyncio.Future[int] | None = None
+        self._foreground = Foreground()
         self._ended: list[Job] = []
         self._tellings: set[asyncio.Task[None]] = set()
         self._session: PromptSession[str] = PromptSession(
@@ -56,7 +57,7 @@ class Shell:
         dish = self._dish
         dish.history.extend(reversed(list(self._history.load_history_strings())))
         dish.jobs.ended = self._job_ended
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._foreground.interrupt)
         while dish.exit_status is None:
             await self._tell_of_jobs()
             self._terminal.end_line()
@@ -75,24 +76,9 @@ class Shell:
         return dish.exit_status
 
     async def _run_line(self, line: str) -> None:
-        self._running = asyncio.ensure_future(self._interpreter.line(line))
-        try:
-            await asyncio.wait({self._running})
-        except asyncio.CancelledError:
-            self._running.cancel()
-            await asyncio.wait({self._running})
-            raise
-        finally:
-            running, self._running = self._running, None
-        if running.cancelled():
+        if not await self._foreground.run(self._interpreter.line(line)):
             self._dish.status = Cancelled.exit_status
             self._terminal.end_line()
-        else:
-            running.result()
-
-    def _interrupt(self) -> None:
-        if self._running is not None:
-            self._running.cancel()
 
     def _job_ended(self, job: Job) -> None:
         self._ended.append(job)

@@ -1,19 +1,18 @@
 """Standard output as a sink: what a person sees, and what a pipe gets.
 
-What comes of files and models reaches a terminal without its control characters: they could move the cursor, change the
-title or type into the shell. A pipe gets the very bytes.
+What comes of files and models reaches a terminal without its control characters; a pipe gets the very bytes.
 """
 
 from __future__ import annotations
 
 import codecs
 import contextlib
-import re
 import shutil
 from collections.abc import Iterator
 from typing import IO
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from llambo.core.harmless import harmless
+
 _ALTERNATE, _USUAL = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
@@ -34,7 +33,7 @@ class Terminal:
             self._stream.buffer.write(data)  # type: ignore[attr-defined] # a standard stream has one
             self._stream.flush()
             return
-        text = _CONTROL.sub("", self._decoder.decode(data))
+        text = harmless(self._decoder.decode(data))
         if text:
             self.is_at_line_start = text.endswith("\n")
             self._put(text)
@@ -48,7 +47,7 @@ class Terminal:
     def draw(self, text: str) -> None:
         """Shows as much of `text` as there is room for, in the place of what is on the screen."""
         width, height = shutil.get_terminal_size()
-        lines = [_CONTROL.sub("", line)[:width] for line in text.split("\n")[:height]]
+        lines = [harmless(line)[:width] for line in text.split("\n")[:height]]
         self._put(_HOME + f"{_REST_OF_LINE}\r\n".join(lines) + _REST_OF_LINE + _REST_OF_SCREEN)
 
     @contextlib.contextmanager

@@ -21,6 +21,7 @@ async def perform(chat: Chat, line: str) -> None:
     """Does what the line says; errors are shown, and the chat goes on."""
     try:
         if commands.is_command(line):
+            chat.screen.echo(line.strip())
             command, argument = commands.parse(line)
             await ACTIONS[command.name](chat, argument)
         else:
@@ -33,7 +34,7 @@ async def perform(chat: Chat, line: str) -> None:
 async def show_help(chat: Chat, argument: str) -> None:
     """`/help`"""
     chosen = [commands.named(argument)] if argument else list(commands.TABLE)
-    chat.screen.show(["", *commands.help_lines(chosen, chat.screen.width)])
+    chat.screen.show(commands.help_lines(chosen, chat.screen.width))
     if not argument:
         chat.screen.note("Ctrl-C stops an answer, Ctrl-D ends the chat, Ctrl-R searches what was asked before")
 

@@ -1,7 +1,7 @@
 """A chat: questions go to the connection, answers to the screen, both to the store as they come.
 
-Owns the conversation, its settings and what is under way. What commands do is `actions`' business, what is sent
-`conversation`'s, where it is shown `screen`'s.
+Owns the conversation and its settings. What lines do is `actions`' business, what is sent `conversation`'s, where it is
+shown `screen`'s.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from llambo.core.types import Done, GenerateRequest, Sampling, check_unicode
 from llambo.limbot import settings
 from llambo.limbot.attachments import Attachment, with_files
 from llambo.limbot.connection import Connection, Served
-from llambo.limbot.conversation import SUMMARY_MAX_TOKENS, Conversation, budget_for, estimate, most_tokens
+from llambo.limbot.conversation import Conversation, budget_for, estimate, most_tokens
 from llambo.limbot.journal import Answer, Journal, Settings
+from llambo.limbot.oneshot import Writer
 from llambo.limbot.records import Session, conversation_of
 from llambo.limbot.screen import Screen
 from llambo.limbot.shelf import Shelf
+from llambo.limbot.silence import Silence
 from llambo.limbot.store import Store
+from llambo.limbot.summaries import Summaries
 
-SMALL_MODEL = "the small built-in model knows Llambo alone; for a bigger: llamboctl pull REF"
+STOPPED_BEFORE = "stopped; nothing had arrived"
+SMALL_MODEL = "the small built-in model knows only Llambo; for a bigger one: llamboctl pull REF"
 
 
 class Chat:
@@ -60,64 +64,13 @@ class Chat:
         self.is_over = False
         self.last_done: Done | None = None
         self._key = f"limbot-{secrets.token_hex(4)}"  # binds the conversation to a node where there are several
-        self._running: asyncio.Task[None] | None = None
-        self._summarising: asyncio.Task[None] | None = None
-        self._new_summary: tuple[str, int, Conversation] | None = None
+        self._summaries = Summaries(connection)
         self._is_asking = False
         self._has_told_small = False
 
-    # --- the loop -------------------------------------------------------------------------------------------------
-
-    async def run(self, first: str = "") -> None:
-        """Chats until the input ends or `/exit`. `first` is asked before anything is read."""
-        for notice in self.shelf.notices:
-            self.screen.warn(notice)
-        opening = asyncio.create_task(self._open())
-        try:
-            async with aclosing(self.screen.lines()) as lines:  # type: ignore[type-var] # what gives it is a generator
-                if first:
-                    await self._perform(first)
-                async for line in lines:
-                    await self._perform(line)
-                    if self.is_over:
-                        break
-        finally:
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
-
     async def close(self) -> None:
         """Ends what goes on in the background."""
-        if self._summarising is not None:
-            self._summarising.cancel()
-            await asyncio.gather(self._summarising, return_exceptions=True)
-
-    def interrupt(self) -> bool:
-        """Stops what is under way; says whether there was something."""
-        if self._running is None or self._running.done():
-            return False
-        self._running.cancel()
-        return True
-
-    async def _open(self) -> None:
-        """Gets the cluster ready while the first question is being typed; what goes wrong is told with the question."""
-        with contextlib.suppress(LlamboError):
-            await self.ready()
-
-    async def _perform(self, line: str) -> None:
-        from llambo.limbot import actions  # noqa: PLC0415 - it needs what is here
-
-        self._running = asyncio.create_task(actions.perform(self, line))
-        try:
-            await asyncio.wait({self._running})
-        except asyncio.CancelledError:
-            self._running.cancel()
-            await asyncio.wait({self._running})
-            raise
-        finally:
-            running, self._running = self._running, None
-            self.screen.busy("")
-        if not running.cancelled():
-            running.result()
+        await self._summaries.close()
 
     # --- who answers ----------------------------------------------------------------------------------------------
 
@@ -145,27 +98,34 @@ class Chat:
         What had arrived is shown and kept, when it is cancelled too. Raises: what the connection raises.
         """
         check_unicode("the message", text)
-        self.screen.busy("…")
+        self.screen.busy("getting ready · Ctrl-C stops")
         prompt = with_files(text, self.attached)
         self._is_asking = True
         try:
-            served = await self.ready()
-            conversation = await self._with_question(prompt)
+            served, conversation = await self._prepare(prompt)
             answer = Answer(prompt, conversation, time.perf_counter(), served_model=served.model)
-            self.screen.busy("thinking · Ctrl-C stops")
             await self._answer(answer)
         finally:
             self._is_asking = False
-            self._take_summary()
-        self._summarise()
+            self.conversation = self._summaries.into(self.conversation)
+        self._summaries.make(self.conversation, self.budget(), served, self._summary_came)
         return answer.text
+
+    async def _prepare(self, prompt: str) -> tuple[Served, Conversation]:
+        """Who answers, and the conversation with the question."""
+        try:
+            return await self.ready(), await self._with_question(prompt)
+        except asyncio.CancelledError:
+            self.screen.note(STOPPED_BEFORE)
+            raise
 
     async def _answer(self, answer: Answer) -> None:
         """Shows the answer and keeps it, whole or not. Raises: what cut it short."""
         storing = asyncio.create_task(self.journal.begin(answer, self.settings()))
         writer = self.screen.answer()
         try:
-            await self._stream(answer, writer.feed)
+            async with Silence(self.screen.busy, "thinking · Ctrl-C stops") as silence:
+                await self._stream(answer, writer, silence)
         except asyncio.CancelledError:
             answer.is_stopped = True
         except LlamboError as error:
@@ -193,9 +153,8 @@ class Chat:
         except LlamboError:  # not every server tells
             return estimate(text)
 
-    async def _stream(self, answer: Answer, feed: object) -> None:
+    async def _stream(self, answer: Answer, writer: Writer, silence: Silence) -> None:
         """Streams the answer; asks again elsewhere when the cluster went away before anything came."""
-        assert callable(feed)
         for attempt in range(3):
             assert self.served is not None
             request = GenerateRequest(
@@ -214,7 +173,8 @@ class Chat:
                             continue
                         answer.first = answer.first or time.perf_counter()
                         answer.text += event.text
-                        feed(event.text)
+                        silence.heard()
+                        writer.feed(event.text)
                         self.journal.save_soon(answer)
                 return
             except Unreachable:
@@ -240,12 +200,12 @@ class Chat:
                 interrupted=is_cut,
             )
         self.last_done = done
+        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C pressed twice: what had arrived is kept all the same
+            await asyncio.shield(asyncio.ensure_future(self._keep(answer, storing)))
         if done is not None and not is_cut:
             self.screen.note(_figures(done, self.served))
         elif answer.is_stopped:
-            self.screen.note("stopped" if answer.text else "stopped; nothing had arrived")
-        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C pressed twice: what had arrived is kept all the same
-            await asyncio.shield(asyncio.ensure_future(self._keep(answer, storing)))
+            self.screen.note("stopped" if answer.text else STOPPED_BEFORE)
         if answer.problem is not None:
             raise answer.problem
         if answer.is_stopped:
@@ -254,6 +214,16 @@ class Chat:
     async def _keep(self, answer: Answer, storing: asyncio.Task[None]) -> None:
         await asyncio.gather(storing, return_exceptions=True)
         self.conversation = await self.journal.end(answer, self.conversation, self.settings())
+
+    async def _summary_came(self) -> None:
+        """Takes a new summary in; while a question is under way, which changes the conversation, its end does that."""
+        if not self._is_asking:
+            self.conversation = self._summaries.into(self.conversation)
+            await self.store_state()
+
+    async def summarised(self) -> None:
+        """Returns when no summary is being made."""
+        await self._summaries.settled()
 
     def settings(self) -> Settings:
         """What is set, as it is stored."""
@@ -279,51 +249,6 @@ class Chat:
         """Begins a new conversation with the same settings."""
         self.conversation = Conversation(self.conversation.system)
         self.journal.session, self.journal.name, self.last_done = 0, "", None
-
-    # --- the summary ----------------------------------------------------------------------------------------------
-
-    def _summarise(self) -> None:
-        """Has the model summarise in the background what is trimmed, or will be soon."""
-        if self._summarising is not None and not self._summarising.done():
-            return
-        upto = self.conversation.to_summarise(self.budget())
-        if upto:
-            self._summarising = asyncio.create_task(self._summary(upto))
-
-    async def _summary(self, upto: int) -> None:
-        served, conversation = self.served, self.conversation
-        assert served is not None
-        if served.is_small:
-            self._new_summary = (conversation.extract(upto), upto, conversation)
-            self._take_summary()
-            return
-        request = GenerateRequest.from_prompt(
-            conversation.summary_request(upto, self.budget()),
-            model=served.model,
-            sampling=Sampling(max_tokens=SUMMARY_MAX_TOKENS, temperature=0.0),
-        )
-        pieces: list[str] = []
-        try:
-            async with aclosing(self.connection.generate(replace(request, interface="limbot"))) as events:
-                async for event in events:
-                    if not isinstance(event, Done):
-                        pieces.append(event.text)
-            text = " ".join("".join(pieces).split())
-            if text:
-                self._new_summary = (text, upto, conversation)
-                if not self._is_asking:  # else the conversation is about to change, and takes it then
-                    self._take_summary()
-                    await self.store_state()
-        except LlamboError:  # the next turn tries again
-            return
-
-    def _take_summary(self) -> None:
-        """Puts a summary that has come into the conversation, unless that is another one by now."""
-        if self._new_summary is not None:
-            (text, upto, of), self._new_summary = self._new_summary, None
-            texts = [entry.text for entry in of.entries[:upto]]
-            if [entry.text for entry in self.conversation.entries[:upto]] == texts:
-                self.conversation = self.conversation.with_summary(text, upto)
 
 
 def _figures(done: Done, served: Served | None) -> str:

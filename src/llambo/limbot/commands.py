@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from llambo.core.errors import UnknownCommand
+from llambo.core.errors import BadRequest, UnknownCommand
 
 Completes = Literal["", "command", "model", "session", "parameter", "path", "words"]
 MIN_HELP_COLUMNS = 30
@@ -61,10 +61,13 @@ def is_command(line: str) -> bool:
 def parse(line: str) -> tuple[Command, str]:
     """The command of a line, and its argument.
 
-    Raises: `UnknownCommand` naming those that there are.
+    Raises: `UnknownCommand` naming those that there are, `BadRequest` for an argument to one that takes none.
     """
     word, _, argument = line.strip().partition(" ")
-    return named(word), argument.strip()
+    command, argument = named(word), argument.strip()
+    if argument and " " not in command.usage:
+        raise BadRequest(f"{command.usage} takes no argument")
+    return command, argument
 
 
 def named(word: str) -> Command:

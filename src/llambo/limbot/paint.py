@@ -17,8 +17,8 @@ from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 
+from llambo.core.harmless import harmless
 from llambo.limbot.blocks import Block, Code, Prose
-from llambo.limbot.plain import harmless
 
 _THEME = "ansi_dark"
 _DIM = Style(dim=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from llambo.core.types import Role
 from llambo.limbot.conversation import Conversation, Entry, answered_only
 
 TITLE_CHARS = 60
+_HAS_FILES = re.compile(r"File [^\n]+:\n```")  # as `attachments` puts them before a question
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ def conversation_of(session: Session, turns: list[Turn]) -> Conversation:
     )
 
 
-def title_of(text: str) -> str:
-    """The first line of a text, cut where it is long."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+def title_of(beginning: str, end: str = "") -> str:
+    """The first line of a question, cut where it is long; of one that has files before it, what follows them."""
+    texts = (end.rpartition("\n```")[2].lstrip("`"), beginning) if _HAS_FILES.match(beginning) else (beginning,)
+    line = next((line.strip() for text in texts for line in text.splitlines() if line.strip()), "")
     return line if len(line) <= TITLE_CHARS else line[: TITLE_CHARS - 1] + "…"

@@ -27,7 +27,8 @@ TURN_COLUMNS = (
 
 
 def session_of(row: sqlite3.Row) -> Session:
-    """A row of sessions, with its number of turns and its opening."""
+    """A row of sessions, with its number of turns, and its opening: the beginning and the end of the first question."""
+    beginning, _, end = row["opening"].partition("\0")
     return Session(
         id=row["id"],
         created=row["created"],
@@ -40,7 +41,7 @@ def session_of(row: sqlite3.Row) -> Session:
         summary=row["summary"],
         summarised=row["summarised"],
         pin_tokens=row["pin_tokens"],
-        title=title_of(row["opening"]),
+        title=title_of(beginning, end),
         turns=row["turns"],
     )
 

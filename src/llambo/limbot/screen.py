@@ -6,9 +6,10 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import IO, Protocol
 
+from llambo.core.harmless import harmless
 from llambo.core.threads import run_abandonable
 from llambo.limbot.oneshot import Writer
-from llambo.limbot.plain import Plain, harmless
+from llambo.limbot.plain import Plain
 
 
 class Screen(Protocol):
@@ -93,8 +94,9 @@ class PipeScreen:
         self._errors.flush()
 
     def show(self, lines: Sequence[str]) -> None:
-        """The lines."""
-        self._out.write("".join(f"{line}\n" for line in lines))
+        """The lines; without control characters where the output is a terminal."""
+        clean = harmless if self._out.isatty() else str
+        self._out.write("".join(f"{clean(line)}\n" for line in lines))
         self._out.flush()
 
     def markdown(self, text: str) -> None:

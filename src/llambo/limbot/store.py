@@ -22,8 +22,8 @@ from llambo.limbot.records import Hit, Session, Turn
 
 _SESSION = """
     SELECT s.*, (SELECT count(*) FROM turns t WHERE t.session = s.id) AS turns,
-           coalesce((SELECT substr(t.text, 1, 400) FROM turns t WHERE t.session = s.id AND t.role = 'user'
-                     ORDER BY t.id LIMIT 1), '') AS opening
+           coalesce((SELECT substr(t.text, 1, 400) || char(0) || substr(t.text, -400) FROM turns t
+                     WHERE t.session = s.id AND t.role = 'user' ORDER BY t.id LIMIT 1), '') AS opening
     FROM sessions s
 """
 
@@ -108,7 +108,8 @@ class Store:
             if row is None and str(wanted).isascii() and str(wanted).isdigit():
                 row = self._db.execute(f"{_SESSION} WHERE s.id = ?", (min(int(wanted), 2**62),)).fetchone()
         if row is None:
-            raise NotFound(f"no conversation has the number or name {str(wanted)!r}; /sessions lists them")
+            listed = "/sessions and `limbot logs` list them"
+            raise NotFound(f"no conversation has the number or name {str(wanted)!r}; {listed}")
         return rows.session_of(row)
 
     def last(self) -> Session | None:

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.filters import Condition, has_focus
@@ -22,13 +22,13 @@ from prompt_toolkit.layout.controls import FormattedTextControl
 from prompt_toolkit.output import ColorDepth, Output, create_output
 
 from llambo.core.errors import LlamboError
+from llambo.core.harmless import harmless
 from llambo.limbot.blocks import Block, Prose
-from llambo.limbot.chat import Chat
 from llambo.limbot.completion import ChatCompleter
+from llambo.limbot.dialogue import Dialogue
 from llambo.limbot.live import LiveAnswer
 from llambo.limbot.paint import Line, Painter, fragments
 from llambo.limbot.paste import bound_pastes
-from llambo.limbot.plain import harmless
 
 PROMPT, CONTINUED = "> ", "… "
 REDRAW_S = 0.05
@@ -92,11 +92,11 @@ class TerminalScreen:
         )
         self._app.after_render += lambda _app: self._end_sync()
 
-    def serve(self, chat: Chat) -> None:
-        """Makes Ctrl-C stop what `chat` does, and Tab complete what it knows."""
-        self.interrupt = chat.interrupt
+    def serve(self, dialogue: Dialogue) -> None:
+        """Makes Ctrl-C stop what `dialogue` does, and Tab complete what its chat knows."""
+        self.interrupt = dialogue.interrupt
         if self._completer is not None:
-            self._completer.chat = chat
+            self._completer.chat = dialogue.chat
 
     # --- input ----------------------------------------------------------------------------------------------------
 
@@ -202,13 +202,15 @@ class TerminalScreen:
 
     def note(self, text: str) -> None:
         """Dim lines."""
-        lines = (line for part in harmless(text).split("\n") for line in self._painter.wrapped(part, self.width))
-        self._print("".join(f"\x1b[2m{line}\x1b[0m\n" for line in lines))
+        self._print("".join(f"\x1b[2m{line}\x1b[0m\n" for line in self._wrapped(text)))
 
     def warn(self, text: str) -> None:
-        """A line in red."""
+        """Lines in red."""
         before, after = ("\x1b[31m", "\x1b[0m") if self._painter.has_colour else ("", "")
-        self._print(f"{before}{harmless(text)}{after}\n")
+        self._print("".join(f"{before}{line}{after}\n" for line in self._wrapped(text)))
+
+    def _wrapped(self, text: str) -> Iterator[str]:
+        return (line for part in harmless(text).split("\n") for line in self._painter.wrapped(part, self.width))
 
     def show(self, lines: Sequence[str]) -> None:
         """The lines as they are."""

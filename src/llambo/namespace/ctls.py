@@ -58,6 +58,11 @@ SESSION = Grammar(
         Command("seed", (Argument("N", "whole"),), "makes a sampled answer repeatable"),
         Command("model", (Argument("M", of="model"),), "which model answers"),
         Command("system", (Argument("TEXT", "rest"),), "the system prompt"),
+        Command(
+            "raw",
+            (Argument("on|off", "switch", of="switch"),),
+            "on: prompts are sent as they are, without a template and what was said before",
+        ),
         Command("timeout", (Argument("S", "decimal"),), "bounds blocking reads, in seconds; 0: no bound"),
         Command("send", (), "sends the prompt; its answer is in stream and reply"),
         Command("cancel", (), "ends the answer; what has arrived is kept"),

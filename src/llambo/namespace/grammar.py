@@ -13,7 +13,7 @@ from typing import Literal
 
 from llambo.core.errors import BadRequest, UnknownCommand
 
-Kind = Literal["word", "whole", "decimal", "rest"]
+Kind = Literal["word", "whole", "decimal", "switch", "rest"]
 Value = str | int | float
 
 _OPTION = re.compile(r"([a-z_]+)=(.*)", re.DOTALL)
@@ -24,7 +24,8 @@ _PLAIN = re.compile(r"[^\s']+")
 class Argument:
     """One argument. `name` is how people see it; with `key` it is given as `key=VALUE`, and never has to be.
 
-    `kind` is a word, a whole or decimal number, or the rest of the line. `of` says what it names, for completion.
+    `kind` is a word, a whole or decimal number, "on" or "off", or the rest of the line. `of` says what it names, for
+    completion.
     """
 
     name: str
@@ -43,6 +44,10 @@ class Argument:
         """The value of a word. Raises: `BadRequest`, which tells nothing of the word but where a number was wanted."""
         if self.kind in {"word", "rest"}:
             return word
+        if self.kind == "switch":
+            if word not in {"on", "off"}:
+                raise BadRequest(f"{command} is on or off, not {word!r}")
+            return word == "on"
         wanted = "a whole number" if self.kind == "whole" else "a number"
         try:
             if word.isascii() and "_" not in word:
@@ -66,6 +71,10 @@ class Call:
     def whole(self, name: str, default: int = 0) -> int:
         """The argument as a whole number."""
         return int(self.values.get(name, default))
+
+    def is_on(self, name: str) -> bool:
+        """The argument as a switch."""
+        return bool(self.values[name])
 
     def decimal(self, name: str, default: float = 0.0) -> float:
         """The argument as a number."""
@@ -165,7 +174,8 @@ class Grammar:
 
     def markdown(self) -> str:
         """The same as a table."""
-        rows = "".join(f"| `{command.usage}` | {command.help} |\n" for command in self.commands)
+        usages = ((command.usage.replace("|", "\\|"), command.help) for command in self.commands)
+        rows = "".join(f"| `{usage}` | {what} |\n" for usage, what in usages)
         return f"| command | does |\n| --- | --- |\n{rows}"
 
     def complete(self, line: str, known: Callable[[str], Iterable[str]]) -> list[str]:

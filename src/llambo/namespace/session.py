@@ -19,11 +19,15 @@ MAX_SESSIONS = 4096
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What a session's ctl sets. `timeout_s` bounds blocking reads, 0 does not."""
+    """What a session's ctl sets. `timeout_s` bounds blocking reads, 0 does not.
+
+    With `raw` a prompt is sent as it is: without a template, and without what was said before.
+    """
 
     sampling: Sampling = field(default_factory=Sampling)
     model: str = ""
     system: str = ""
+    raw: bool = False
     timeout_s: float = 0.0
     keep: bool = False
 
@@ -88,21 +92,29 @@ class Session:
         """
         if self.is_answering:
             raise NameInUse("an answer is being generated; read it to its end, or cancel it")
-        text = prompt_text(self.prompt)
-        user = Message("user", text)
-        system = (Message("system", self.settings.system),) if self.settings.system else ()
-        request = GenerateRequest(
-            messages=(*system, *self.messages, user),
-            model=self.settings.model,
-            sampling=self.settings.sampling,
-            session=f"styx-{self.name}",
-            interface="styx",
-        )
+        user = Message("user", prompt_text(self.prompt))
+        request = self._request(user)
         sent = self.prompt
         self.answer = self._sessions.answers.start(request, lambda answer: self._ended(answer, user, sent))
         self._prompt.clear()
         self.version += 1
         return self.answer
+
+    def _request(self, user: Message) -> GenerateRequest:
+        settings = self.settings
+        if settings.raw and settings.system:
+            raise BadRequest(
+                "a raw prompt takes no system prompt: write raw off, or put the text into the prompt itself"
+            )
+        system = (Message("system", settings.system),) if settings.system else ()
+        return GenerateRequest(
+            messages=() if settings.raw else (*system, *self.messages, user),
+            raw_prompt=user.content if settings.raw else None,
+            model=settings.model,
+            sampling=settings.sampling,
+            session=f"styx-{self.name}",
+            interface="styx",
+        )
 
     def to_stream(self) -> Answer:
         """The answer that a reader of the stream wants: to the prompt, where one waits, else the last one.

@@ -83,6 +83,7 @@ def settings_text(session: Session) -> str:
         "seed": sampling.seed,
         "model": settings.model or None,
         "system": settings.system or None,
+        "raw": "on" if settings.raw else None,
         "timeout": settings.timeout_s or None,
     }
     text = render.lines({key: value for key, value in values.items() if value is not None})
@@ -104,6 +105,8 @@ async def perform(session: Session, call: Call) -> None:  # noqa: PLR0912 - one 
             session.change(model=call.text("m"))
         case "system":
             session.change(system=call.text("text"))
+        case "raw":
+            session.change(raw=call.is_on("on|off"))
         case "timeout":
             seconds = call.decimal("s")
             if not 0 <= seconds <= 86_400:

@@ -1,4 +1,4 @@
-"""limbot on a terminal, as a person has it: keys go in, and what stands on the screen is read back.
+"""A program on a terminal, as a person has it: keys go in, and what is shown is read back.
 
 The screen is a real terminal's state machine (pyte) behind a pseudo-terminal; lines that scrolled away are kept. What
 is shown is waited for, and never longer than `WAIT_S`.
@@ -13,32 +13,36 @@ import pty
 import re
 import select
 import signal
-import struct
 import subprocess
-import sys
 import termios
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pyte
-from pyte.screens import wcwidth  # type: ignore[attr-defined] # what it counts columns with
 
-COMMAND = [sys.executable, "-c", "import llambo.cli.limbot as m; m.main()"]
 WAIT_S = 60.0
 CTRL_C, CTRL_D, CTRL_R, CTRL_Z, TAB, UP, ESC = "\x03", "\x04", "\x12", "\x1a", "\t", "\x1b[A", "\x1b"
 ALT_ENTER = "\x1b\r"
 
+_ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07|[=>78])")
+
+T = TypeVar("T")
+PersonT = TypeVar("PersonT", bound="Person")
+
 
 class Person:
-    """Whoever sits before the terminal."""
+    """Whoever sits before the terminal. `raw` is all that the program wrote."""
 
     def __init__(self, main: int, process: subprocess.Popen[bytes], columns: int, rows: int) -> None:
         self.process = process
         self.raw = b""
         self._main = main
+        self._seen = 0
         self._screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.01)
         self._stream = pyte.ByteStream(self._screen)
+
+    # --- what is there to see -------------------------------------------------------------------------------------
 
     @property
     def screen(self) -> list[str]:
@@ -49,11 +53,7 @@ class Person:
     def scrolled(self) -> list[str]:
         """The lines that have scrolled away."""
         columns = self._screen.columns
-        lines = []
-        for line in self._screen.history.top:
-            text = "".join(line[x].data for x in range(columns))
-            lines.append(text.rstrip())
-        return lines
+        return ["".join(line[x].data for x in range(columns)).rstrip() for line in self._screen.history.top]
 
     @property
     def text(self) -> str:
@@ -64,6 +64,18 @@ class Person:
     def cursor_line(self) -> str:
         """The line that the cursor is in."""
         return self.screen[self._screen.cursor.y]
+
+    @property
+    def written(self) -> str:
+        """All that was ever written, without what moves the cursor and colours."""
+        return _ESCAPE.sub("", self.raw.decode("utf-8", "replace")).replace("\r", "")
+
+    @property
+    def modes(self) -> list[object]:
+        """How the terminal is set."""
+        return list(termios.tcgetattr(self._main))
+
+    # --- what a person does ---------------------------------------------------------------------------------------
 
     def type(self, keys: str) -> None:
         data = keys.encode()
@@ -80,50 +92,53 @@ class Person:
         """As a terminal with bracketed paste gives it."""
         self.type(f"\x1b[200~{text}\x1b[201~")
 
-    def expect(self, pattern: str, *, on_screen: bool = False) -> str:
-        """Waits until what is shown has `pattern`; returns what it matched."""
-        end = time.monotonic() + WAIT_S
-        while True:
-            found = re.search(pattern, "\n".join(self.screen) if on_screen else self.text, re.MULTILINE | re.DOTALL)
-            if found is not None:
-                return found[0]
-            assert self._read(end - time.monotonic()), f"no {pattern!r} in:\n{self.text}"
-
-    def prompt(self, typed: str = "") -> None:
-        """Waits until nothing is under way and the cursor is behind `typed` on the input line."""
-        end = time.monotonic() + WAIT_S
-        while self.cursor_line != f"> {typed}".rstrip() or any("Ctrl-C stops" in line for line in self.screen):
-            assert self._read(end - time.monotonic()), f"no input line in:\n{self.text}"
-
-    def ask(self, question: str) -> str:
-        """Asks, waits for the answer, and returns all that was shown since."""
-        before = len(self.text.rstrip("\n> ").split("\n"))
-        seen = self.text.count(" · first after ")
-        self.enter(question)
-        end = time.monotonic() + WAIT_S
-        while self.text.count(" · first after ") <= seen:
-            assert self._read(end - time.monotonic()), f"no answer in:\n{self.text}"
-        self.prompt()
-        return "\n".join(self.text.split("\n")[before:])
-
     def resize(self, columns: int, rows: int) -> None:
         """Gives the window another size, and tells the program."""
         self._screen.resize(rows, columns)
-        fcntl.ioctl(self._main, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        termios.tcsetwinsize(self._main, (rows, columns))
         self.process.send_signal(signal.SIGWINCH)
+
+    # --- what is waited for ---------------------------------------------------------------------------------------
+
+    def until(self, is_met: Callable[[], bool], what: str) -> None:
+        """Reads what is shown until the condition is met. `what` names it where it never is."""
+        self._first(lambda: is_met() or None, what)
+
+    def expect(self, pattern: str, *, on_screen: bool = False) -> str:
+        """Waits until what is shown has `pattern`; returns what it matched."""
+
+        def find() -> re.Match[str] | None:
+            text = "\n".join(self.screen) if on_screen else self.text
+            return re.search(pattern, text, re.MULTILINE | re.DOTALL)
+
+        return self._first(find, f"no {pattern!r}")[0]
+
+    def expect_next(self, pattern: str) -> str:
+        """Waits until what is written from the last match on has `pattern`; returns what it matched."""
+        compiled = re.compile(pattern, re.DOTALL)
+        found = self._first(lambda: compiled.search(self.written, self._seen), f"no {pattern!r}")
+        self._seen = found.end()
+        return found[0]
 
     def wait(self) -> int:
         """The status of the process, once it has ended."""
         end = time.monotonic() + WAIT_S
         while self._read(end - time.monotonic()):
             pass
-        return self.process.wait(10)
+        return self.process.wait(60)
 
     def read_for(self, seconds: float) -> None:
         """Reads whatever comes meanwhile."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._read(end - time.monotonic())
+
+    def _first(self, find: Callable[[], T | None], what: str) -> T:
+        """What `find` gives, once it gives something."""
+        end = time.monotonic() + WAIT_S
+        while (found := find()) is None:
+            assert self._read(end - time.monotonic()), f"{what}; there is:\n{self.text}"
+        return found
 
     def _read(self, seconds: float) -> bool:
         if seconds < 0 or not select.select([self._main], [], [], seconds)[0]:
@@ -137,21 +152,11 @@ class Person:
         return bool(data)
 
 
-def cells(line: str) -> int:
-    """The columns that a line takes."""
-    return sum(max(0, wcwidth(character)) for character in line)
-
-
 @contextlib.contextmanager
-def limbot(*arguments: str | Path, columns: int = 80, rows: int = 30, **environment: str) -> Iterator[Person]:
-    """limbot on a terminal in a session of its own; killed, with its nodes, where it is still there."""
-    with on_terminal([*COMMAND, *map(str, arguments)], columns=columns, rows=rows, **environment) as person:
-        yield person
-
-
-@contextlib.contextmanager
-def on_terminal(command: list[str], *, columns: int = 80, rows: int = 30, **environment: str) -> Iterator[Person]:
-    """Any program on a terminal."""
+def on_terminal(
+    command: list[str], kind: type[PersonT], *, columns: int = 80, rows: int = 30, **environment: str
+) -> Iterator[PersonT]:
+    """A program on a terminal, in a session of its own, with a `kind` of person there; killed where it still runs."""
     main, other = pty.openpty()
     termios.tcsetwinsize(other, (rows, columns))
     set_apart = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "COLORTERM": "", **environment}
@@ -162,11 +167,11 @@ def on_terminal(command: list[str], *, columns: int = 80, rows: int = 30, **envi
         stderr=other,
         env={**os.environ, **set_apart},
         start_new_session=True,
-        preexec_fn=_take_terminal,  # noqa: PLW1509 - no test runs threads when it starts a chat
+        preexec_fn=_take_terminal,  # noqa: PLW1509 - no test runs threads when it starts a program
     )
     os.close(other)
     try:
-        yield Person(main, process, columns, rows)
+        yield kind(main, process, columns, rows)
     finally:
         if process.poll() is None:
             process.kill()
