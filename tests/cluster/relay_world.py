@@ -9,13 +9,13 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import msgspec
 
 from llambo.cluster.api import Cluster
-from llambo.cluster.relay import RelayRequest
+from llambo.cluster.relay import RelayRequest, Take
 from llambo.cluster.transcript import Transcript, parsed
 from llambo.core.types import LoadOptions
 
@@ -96,12 +96,33 @@ class Seen:
         return set(re.findall(rb'"(?:id|\w+_id)":("[^"]*")', self.body))
 
 
+class Pours(Protocol):
+    """A node's reply, and the cluster's."""
+
+    async def pour(self, take: Take) -> bool: ...
+
+
+async def pieces(reply: Pours) -> AsyncIterator[bytes]:
+    """The pieces of a reply, one at a time: a reader that has room for no more."""
+    given: list[bytes] = []
+
+    def take(piece: bytes) -> bool:
+        given.append(piece)
+        return False
+
+    is_over = False
+    while not is_over:
+        is_over = await reply.pour(take)
+        if given:
+            yield given.pop()
+
+
 async def relay(cluster: Cluster, request: RelayRequest, *deaths: int) -> Seen:
     """Reads to the end; the node that answers is killed as soon as so many events were given, once for each number."""
     left = list(deaths)
     async with cluster.relay(request) as reply:
         seen = Seen(reply.status, reply.transcript, [reply.node])
-        async for piece in reply:
+        async for piece in pieces(reply):
             seen.pieces.append(piece)
             if reply.node != seen.nodes[-1]:
                 seen.nodes.append(reply.node)

@@ -31,6 +31,7 @@ from tests.cluster.relay_world import (
     dialect,
     essence,
     pid_of,
+    pieces,
     relay,
     second,
     straight,
@@ -120,8 +121,8 @@ async def test_embeddings_come_from_a_node_for_them(cluster: Cluster) -> None:
 
 async def test_looking_takes_no_slot_and_waits_for_none(cluster: Cluster) -> None:
     async with cluster.relay(ENDLESS) as one, cluster.relay(ENDLESS) as two:
-        await anext(aiter(one))
-        await anext(aiter(two))
+        await anext(pieces(one))
+        await anext(pieces(two))
         assert [info.busy for info in await cluster.nodes()] == [2]
         seen = await relay(cluster, ask("/props", None, streams=False, kind="look"))
         assert "default_generation_settings" in json.loads(seen.body)
@@ -236,7 +237,7 @@ async def test_when_no_node_is_left_the_reader_is_told(cluster: Cluster) -> None
     given: list[bytes] = []
     with pytest.raises(NodeLost):
         async with cluster.relay(ENDLESS) as reply:
-            async for piece in reply:
+            async for piece in pieces(reply):
                 given.append(piece)
                 if len(given) == 3:
                     await cluster.kill("n1")
@@ -251,7 +252,7 @@ async def test_a_second_run_that_is_another_answer_ends_with_an_error(cluster: C
     given: list[bytes] = []
     with pytest.raises(Diverged, match="after 0 of the 1 events"):
         async with cluster.relay(replace(dialect("completion", **GREEDY), resume=transcript)) as reply:
-            given += [piece async for piece in reply]
+            given += [piece async for piece in pieces(reply)]
     assert given == []
 
 
@@ -263,7 +264,7 @@ async def test_who_hangs_up_frees_the_slot_at_once(cluster: Cluster) -> None:
     assert place is not None
     for _ in range(3):
         async with cluster.relay(ENDLESS) as reply:
-            await anext(aiter(reply))
+            await anext(pieces(reply))
             assert any(slot.is_busy for slot in await place.upstream.slots())
         async with asyncio.timeout(0.2):
             while any(slot.is_busy for slot in await place.upstream.slots()):
@@ -275,14 +276,14 @@ async def test_who_hangs_up_frees_the_slot_at_once(cluster: Cluster) -> None:
 async def test_a_reader_that_stands_still_makes_the_node_wait_and_loses_nothing(cluster: Cluster) -> None:
     body = {"prompt": "Llambo is", "n_predict": 600, "ignore_eos": True, "n_probs": 10, **GREEDY}
     async with cluster.relay(ask("/completion", body)) as reply:
-        pieces = aiter(reply)
-        first = await anext(pieces)
+        stream = pieces(reply)
+        first = await anext(stream)
         place = cluster._runtime.place_of("n1")
         assert place is not None
         async with asyncio.timeout(20):
             while any(slot.is_busy for slot in await place.upstream.slots()):
                 await asyncio.sleep(0.02)
-        rest = [piece async for piece in pieces]
+        rest = [piece async for piece in stream]
     events = [parsed(event + b"\n\n") for event in (first + b"".join(rest)).split(b"\n\n")[:-1]]
     assert events[-1]["tokens_predicted"] == 600
     assert sum(len(event["tokens"]) for event in events) == 600
@@ -292,7 +293,7 @@ async def test_a_reader_that_stands_still_makes_the_node_wait_and_loses_nothing(
 async def test_a_stream_goes_on_after_a_lost_client_where_it_was(cluster: Cluster, kind: str) -> None:
     request = dialect("chat", **(GREEDY if kind == "greedy" else KINDS[kind]))
     async with cluster.relay(request) as reply:
-        async for _ in reply:
+        async for _ in pieces(reply):
             if reply.transcript.count >= 6:
                 break
     transcript = reply.transcript
@@ -327,11 +328,11 @@ async def test_a_node_that_stands_still_counts_as_lost_after_the_time_limit() ->
         await second(cluster)
         whole = await relay(cluster, dialect("chat", **GREEDY))
         async with cluster.relay(dialect("chat", **GREEDY)) as reply:
-            await anext(aiter(reply))
+            await anext(pieces(reply))
             pid = pid_of(cluster, reply.node)
             os.kill(pid, signal.SIGSTOP)
             async with asyncio.timeout(10):
-                async for _ in reply:
+                async for _ in pieces(reply):
                     pass
             os.kill(pid, signal.SIGCONT)
         assert [essence(parsed(event)) for event in reply.transcript.events()] == whole.events
@@ -397,8 +398,8 @@ async def test_closing_the_cluster_ends_what_is_relayed() -> None:
     async with Cluster(quick()) as cluster:
         await cluster.load(str(BUILT_IN), name="built-in", options=OPTIONS)
         async with cluster.relay(ENDLESS) as reply:
-            await anext(aiter(reply))
+            await anext(pieces(reply))
             await cluster.close()
             with pytest.raises(NodeLost):
-                async for _ in reply:
+                async for _ in pieces(reply):
                     pass

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llambo.cluster.transcript import END, Transcript
@@ -74,10 +74,10 @@ def messages(texts: list[str], run: str = "a") -> list[bytes]:
 def completion(texts: list[str], run: str = "a") -> list[bytes]:
     """And as llama-server's own /completion."""
     events = [sse({"index": 0, "content": text, "stop": False, "tokens": [7]}) for text in texts]
-    settings = {"seed": 1, "run": run}
+    chosen = {"seed": 1, "run": run}
     return [
         *events,
-        sse({"index": 0, "content": "", "stop": True, "id_slot": ord(run), "generation_settings": settings}),
+        sse({"index": 0, "content": "", "stop": True, "id_slot": ord(run), "generation_settings": chosen}),
     ]
 
 
@@ -108,6 +108,7 @@ def test_what_is_taken_is_given_and_kept() -> None:
     assert transcript.head(1) == events[:1]
 
 
+@settings(deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 30)), st.integers(0, 30))
 def test_events_are_the_same_however_they_came_in_pieces(texts: list[str], places: list[int], start: int) -> None:
     events = chat(texts)
@@ -119,6 +120,7 @@ def test_events_are_the_same_however_they_came_in_pieces(texts: list[str], place
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
+@settings(deadline=None)
 @given(texts=TEXTS, reached=st.integers(0, 30), places=st.lists(st.integers(0, 30)))
 def test_a_replay_after_any_prefix_gives_exactly_the_rest_under_the_first_ids(
     dialect: str, texts: list[str], reached: int, places: list[int]
@@ -144,6 +146,7 @@ def texts_of(event: bytes) -> list[str]:
     return re.findall(r'"(?:text|content|delta)":("(?:[^"\\]|\\.)*")', event.decode())
 
 
+@settings(deadline=None)
 @given(TEXTS, st.integers(0, 7), st.integers(1, 30))
 def test_a_changed_text_diverges(texts: list[str], changed: int, reached: int) -> None:
     changed %= len(texts)
@@ -262,6 +265,7 @@ def fed(data: bytes, places: list[int], **options: bool) -> tuple[bytes, Cutter]
     return b"".join(cutter.feed(data[a:b]) for a, b in itertools.pairwise(bounds)), cutter
 
 
+@settings(deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 5000), max_size=30), st.booleans())
 def test_any_chunking_of_bytes_gives_the_same_whole_events(texts: list[str], places: list[int], windows: bool) -> None:
     data = b": ping\n\n".join(chat(texts)) + b": ping\n\n"
@@ -269,6 +273,7 @@ def test_any_chunking_of_bytes_gives_the_same_whole_events(texts: list[str], pla
     assert fed(sent, places)[0] == b"".join(chat(texts))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5000), max_size=30))
 def test_pieces_end_where_events_end(places: list[int]) -> None:
     cutter = Cutter()
@@ -288,6 +293,7 @@ def test_pieces_end_where_events_end(places: list[int]) -> None:
         b'event: error\ndata: {"error":{"code":500,"message":"no"}}\n\n',
     ],
 )
+@settings(deadline=None)
 @given(places=st.lists(st.integers(0, 500), max_size=9))
 def test_an_error_in_the_stream_is_noticed_and_nothing_follows_it(event: bytes, places: list[int]) -> None:
     before = b"".join(chat(["one"])[:2])

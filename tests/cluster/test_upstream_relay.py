@@ -14,8 +14,9 @@ import pytest
 from llambo.cluster.launch.base import TOKEN_IDS, NodeHandle
 from llambo.cluster.relay_counts import Counts, counts_of_body, counts_of_events, has_ended, is_last
 from llambo.cluster.upstream import Upstream, open_upstream
-from llambo.cluster.upstream_relay import NotThere, RelayCall
+from llambo.cluster.upstream_relay import NodeReply, NotThere, RelayCall
 from llambo.core.errors import BadRequest, EngineFailed, LlamboError, NodeLost
+from tests.cluster.relay_world import pieces
 
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 EVENT = b'data: {"choices":[]}\n\n'
@@ -81,10 +82,7 @@ async def read(upstream: Upstream, call: RelayCall = STREAM) -> list[bytes]:
     async with upstream.relay(call) as reply:
         if not reply.streams:
             return [reply.body]
-        pieces = []
-        while piece := await reply.read():
-            pieces.append(piece)
-        return pieces
+        return [piece async for piece in pieces(reply)]
 
 
 async def test_a_request_goes_out_with_seed_progress_and_key(tmp_path: Path) -> None:
@@ -192,9 +190,9 @@ async def test_an_error_in_the_stream_comes_after_what_was_before_it(
 ) -> None:
     answer = HEAD + chunk(EVENT + event + EVENT) + b"0\r\n\r\n"
     async with node(tmp_path, answer) as (upstream, _), upstream.relay(STREAM) as reply:
-        assert await reply.read() == EVENT
+        assert await anext(pieces(reply)) == EVENT
         with pytest.raises(error, match=words):
-            await reply.read()
+            await anext(pieces(reply))
 
 
 async def test_pings_do_not_keep_a_node_alive_and_steps_of_the_prefill_do(tmp_path: Path) -> None:
@@ -229,9 +227,9 @@ async def test_an_endpoint_without_reports_is_watched_from_its_first_event_on(tm
 
     call = RelayCall("/v1/messages", {}, streams=True)
     async with node(tmp_path, slow, stall_s=0.3) as (upstream, asked), upstream.relay(call) as reply:
-        assert await reply.read() == EVENT
+        assert await anext(pieces(reply)) == EVENT
         with pytest.raises(NodeLost, match="gave nothing"):
-            await reply.read()
+            await anext(pieces(reply))
     assert b"return_progress" not in asked[0]
 
 
@@ -250,7 +248,7 @@ async def test_leaving_closes_the_connection_at_once(tmp_path: Path) -> None:
 
     async with node(tmp_path, endless) as (upstream, _):
         async with upstream.relay(STREAM) as reply:
-            await reply.read()
+            await anext(pieces(reply))
         async with asyncio.timeout(0.2):
             await gone.wait()
 
@@ -292,6 +290,164 @@ async def test_no_server_at_all_is_a_lost_node(tmp_path: Path) -> None:
     with pytest.raises(NodeLost, match="No such file"):
         await read(upstream)
     await upstream.close()
+
+
+# --- pouring ----------------------------------------------------------------------------------------------------------
+
+
+def numbered(count: int) -> list[bytes]:
+    return [b'data: {"n":%d}\n\n' % number for number in range(count)]
+
+
+@asynccontextmanager
+async def told(path: Path, first: bytes = b"") -> AsyncIterator[tuple[NodeReply, asyncio.StreamWriter]]:
+    """A reply whose node says what the test writes, after its headers and `first`."""
+    writers: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    is_over = asyncio.Event()
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + first)
+        writers.put_nowait(writer)
+        await is_over.wait()
+
+    async with node(path, answer) as (upstream, _):
+        try:
+            async with upstream.relay(STREAM) as reply:
+                yield reply, await writers.get()
+        finally:
+            is_over.set()
+
+
+class Reader:
+    """Takes events; each is in the queue with the task that it was given in."""
+
+    def __init__(self, *, most: int = 1000) -> None:
+        self.given: asyncio.Queue[tuple[bytes, asyncio.Task[object] | None]] = asyncio.Queue()
+        self.left = most
+
+    def take(self, piece: bytes) -> bool:
+        self.given.put_nowait((piece, asyncio.current_task()))
+        self.left -= 1
+        return self.left > 0
+
+    async def next(self) -> bytes:
+        return (await asyncio.wait_for(self.given.get(), 5))[0]
+
+
+async def test_what_comes_is_given_without_waking_the_task_that_waits_for_the_end(tmp_path: Path) -> None:
+    reader, events = Reader(), numbered(5)
+    async with told(tmp_path) as (reply, writer):
+        pouring = asyncio.create_task(reply.pour(reader.take))
+        for event in events:
+            writer.write(chunk(event))
+            piece, task = await asyncio.wait_for(reader.given.get(), 5)
+            assert (piece, task) == (event, None)
+        writer.write(b"0\r\n\r\n")
+        assert await pouring is True
+    assert reader.given.empty()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+async def test_however_the_bytes_of_chunks_are_cut_the_events_are_the_same(tmp_path: Path, size: int) -> None:
+    chunks = [chunk(event) for event in numbered(40)]
+    chunks[3:5] = [b"".join(chunks[3:5])]
+    chunks[10] = b"0" + chunks[10]  # a size as no server writes it
+    chunks[11] = chunk(b'data: {"n":')
+    chunks[12] = chunk(b'"\\r\\n\r\n"}\n\n'.replace(b"\r\n", b""))
+    chunks[13] = chunks[13].replace(b"\r\n", b";x=y\r\n", 1)
+    wanted = b"".join(data for one in chunks for data in payloads(one)).replace(b"\r", b"")
+    reader, got = Reader(), b""
+    async with told(tmp_path) as (reply, writer):
+        pouring = asyncio.create_task(reply.pour(reader.take))
+        for one in chunks:  # each by itself, some in parts, so that they arrive so
+            for at in range(0, len(one), size):
+                writer.write(one[at : at + size])
+                await writer.drain()
+        writer.write(b"0\r\n\r\n" + chunk(b"data: after the end\n\n"))
+        assert await asyncio.wait_for(pouring, 5) is True
+        while not reader.given.empty():
+            got += await reader.next()
+    assert got == wanted
+
+
+def payloads(data: bytes) -> list[bytes]:
+    """What is in these chunks."""
+    found = []
+    while data:
+        size, _, rest = data.partition(b"\r\n")
+        length = int(size.partition(b";")[0], 16)
+        found.append(rest[:length])
+        data = rest[length + 2 :]
+    return found
+
+
+async def test_who_has_no_room_is_given_nothing_until_it_pours_again_and_loses_nothing(tmp_path: Path) -> None:
+    events = numbered(6)
+    async with told(tmp_path, chunk(events[0])) as (reply, writer):
+        reader = Reader(most=1)
+        assert await reply.pour(reader.take) is False
+        writer.write(b"".join(map(chunk, events[1:4])))
+        await writer.drain()
+        assert reader.given.qsize() == 1
+        rest = Reader(most=1)
+        assert await reply.pour(rest.take) is False
+        assert await rest.next() == b"".join(events[1:4])
+        last = Reader()
+        pouring = asyncio.create_task(reply.pour(last.take))
+        writer.write(b"".join(map(chunk, events[4:])) + b"0\r\n\r\n")
+        assert await pouring is True
+        assert await last.next() == b"".join(events[4:])
+    assert reader.given.qsize() == 1
+
+
+async def test_what_the_reader_raises_ends_the_pouring_and_nothing_is_given_after_it(tmp_path: Path) -> None:
+    given: list[bytes] = []
+
+    def refuse(piece: bytes) -> bool:
+        given.append(piece)
+        raise ZeroDivisionError
+
+    for first in (b"", chunk(EVENT)):  # where it comes in, and where it has been there already
+        async with told(tmp_path, first) as (reply, writer):
+            pouring = asyncio.create_task(reply.pour(refuse))
+            writer.write(chunk(EVENT) + chunk(EVENT))
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.wait_for(pouring, 5)
+            assert len(given) == 1
+        given.clear()
+        (tmp_path / "node.sock").unlink(missing_ok=True)
+
+
+async def test_after_a_cancelled_pouring_another_one_goes_on(tmp_path: Path) -> None:
+    first, second = Reader(), Reader()
+    async with told(tmp_path) as (reply, writer):
+        pouring = asyncio.create_task(reply.pour(first.take))
+        writer.write(chunk(EVENT))
+        assert await first.next() == EVENT
+        pouring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pouring
+        writer.write(chunk(EVENT * 2) + b"0\r\n\r\n")
+        assert await reply.pour(second.take) is True
+        assert await second.next() == EVENT * 2
+    assert first.given.empty()
+
+
+async def test_time_that_the_reader_spends_elsewhere_is_no_stall_of_the_node(tmp_path: Path) -> None:
+    async def two(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + chunk(EVENT))
+        await is_elsewhere.wait()
+        writer.write(chunk(EVENT))
+        await asyncio.Event().wait()
+
+    is_elsewhere, reader = asyncio.Event(), Reader(most=1)
+    async with node(tmp_path, two, stall_s=0.2) as (upstream, _), upstream.relay(STREAM) as reply:
+        assert await reply.pour(reader.take) is False
+        await asyncio.sleep(0.5)  # elsewhere: that is what is tested
+        is_elsewhere.set()
+        assert await reply.pour(reader.take) is False
+        with pytest.raises(NodeLost, match=r"gave nothing for 0\.2 s"):
+            await reply.pour(reader.take)
 
 
 # --- what a reply says of itself --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -16,7 +16,7 @@ import httpx2 as httpx
 from llambo.cluster.api import Cluster
 from llambo.cluster.control import Control
 from llambo.cluster.door import Door
-from llambo.cluster.relay import RelayReply, RelayRequest, Relays
+from llambo.cluster.relay import RelayReply, RelayRequest, Relays, Take
 from llambo.cluster.transcript import Transcript
 from llambo.core import paths
 from llambo.core.errors import LlamboError
@@ -33,26 +33,29 @@ Step = bytes | LlamboError | Callable[[], Awaitable[object]]
 class Reply:
     """A node's reply: each step is a piece, an error to raise, or something to wait for."""
 
-    steps: tuple[Step, ...]
+    steps: Sequence[Step]
     status: int = 200
     content_type: str = "text/event-stream"
     node: str = "n1"
     is_whole: bool = True
     transcript: Transcript = field(default_factory=Transcript)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for step in self.steps:
+    async def pour(self, take: Take) -> bool:
+        while self.steps:
+            step, *self.steps = self.steps
             match step:
                 case bytes():
                     if self.content_type == "text/event-stream":
                         self.transcript.take(step)
-                    yield step
+                    if not take(step):
+                        return False
                 case LlamboError():
                     raise step
                 case _:
                     await step()
         if self.is_whole and self.status == 200:
             self.transcript.end()
+        return True
 
 
 @dataclass

@@ -118,9 +118,7 @@ def test_a_prompt_that_is_too_long_is_told_with_both_numbers() -> None:
     ("status", "kind", "message", "expected"),
     [
         (400, "invalid_request_error", "top_k is odd", (400, "bad_request")),
-        (404, "not_found_error", "File Not Found", (404, "not_found")),
-        (500, "server_error", "out of something", (502, "engine_failed")),
-        (401, "authentication_error", "Invalid API Key", (502, "engine_failed")),
+        (413, "invalid_request_error", "too many documents", (413, "too_large")),
         (418, "", "short and stout", (400, "bad_request")),
     ],
 )
@@ -132,7 +130,7 @@ def test_a_nodes_refusal_keeps_its_words(status: int, kind: str, message: str, e
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":"no"}', b"\xff", b"[" * 5000])
 def test_a_refusal_that_is_no_llama_cpp_is_told_with_its_status(body: bytes) -> None:
-    failure = failure_of_node(500, body, "n7")
-    assert failure.code == "engine_failed"
+    failure = failure_of_node(422, body, "n7")
+    assert (failure.status, failure.code) == (400, "bad_request")
     assert "n7" in failure.message
-    assert "500" in failure.message
+    assert "422" in failure.message

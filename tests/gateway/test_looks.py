@@ -109,14 +109,12 @@ async def test_a_model_whose_nodes_have_failed_is_named_without_paths(tmp_path: 
                     gone.set()
 
         watcher = asyncio.create_task(watch())
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # its first step subscribes
         os.kill(info.pid, signal.SIGKILL)
         async with asyncio.timeout(60):
-            while (await readiness(served))[0] != 503:
+            while (seen := await readiness(served))[0] != 503:
                 await asyncio.sleep(0.01)
-            assert (await readiness(served))[1]["problems"] == [
-                "model mine has no node: it is being restarted",
-            ]
+            assert seen[1]["problems"] == ["model mine has no node: it is being restarted"]
             await gone.wait()
         assert (await readiness(served))[1]["problems"] == ["model mine cannot be loaded: its nodes have failed"]
         with pytest.raises(LlamboError):  # as it says

@@ -144,12 +144,12 @@ async def test_a_thousand_silent_connections_are_closed_and_others_are_served_me
 
 
 async def test_a_connection_that_waits_between_requests_is_no_slow_one(tmp_path: Path) -> None:
-    async with serving(tmp_path, header_timeout=0.2) as server:
+    async with serving(tmp_path, header_timeout=0.4) as server:
         reader, writer = await connect(server)
-        for _ in range(3):
+        for _ in range(2):
             writer.write(header())
             assert (await read_reply(reader)).status == 200
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.6)  # nothing happens: that is what is tested
         writer.close()
 
 
@@ -159,7 +159,7 @@ async def test_a_stream_may_last_longer_than_a_header(tmp_path: Path) -> None:
         reader, writer = await connect(server)
         writer.write(header("/stream"))
         await reader.readuntil(b"one\r\n")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # nothing happens: that is what is tested
         app.release.set()
         assert await reader.readuntil(b"0\r\n\r\n") == b"3\r\ntwo\r\n0\r\n\r\n"
         writer.close()
@@ -416,12 +416,12 @@ async def test_the_drain_has_an_end_and_a_second_stop_hurries_it(tmp_path: Path)
             loop = asyncio.get_running_loop()
             began = loop.time()
             stopping = asyncio.create_task(server.stop(30 if hurried else 0.5))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # nothing happens: that is what is tested
             assert not stopping.done()
             if hurried:
                 await server.stop(0)
             await stopping
-            assert loop.time() - began < (0.45 if hurried else 3)
+            assert loop.time() - began < (5 if hurried else 10)
             assert app.hung_up.is_set(), "the application saw that its client is gone"
             assert await ends(reader) == b""
             assert not server._state.tasks

@@ -7,7 +7,7 @@ answer outlives its node, is `relaying`'s business.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -18,6 +18,9 @@ from llambo.cluster.transcript import Transcript
 
 Kind = Literal["generate", "embed", "rerank", "look"]
 """What a node must be able to do. "look" takes no slot and waits for none: any node of the model will do."""
+
+Take = Callable[[bytes], bool]
+"""Is given a piece of a reply and says whether it has room for another one. Must neither block nor wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,10 @@ class RelayRequest:
 
 
 class RelayReply(Protocol):
-    """A node's reply, from its headers on. `status` is 200, or what the node refused the request with."""
+    """A node's reply, from its headers on.
+
+    `status` is 200, or from 400 to 499 where the node refused the request for the request's own fault.
+    """
 
     @property
     def status(self) -> int:
@@ -68,12 +74,16 @@ class RelayReply(Protocol):
         """What was given so far, for a later `resume`."""
         ...
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """The body as it comes.
+    async def pour(self, take: Take) -> bool:
+        """Gives the body to `take` as it comes, and returns True at its end.
+
+        Returns False once `take` has no room for more; the next call goes on from there. `take` is called where the
+        bytes come in, and not from the task that waits here: waking a task costs more than all else that is done with
+        a token. Once this has returned or was cancelled, nothing is given any more.
 
         Of a stream each piece is one or more whole server-sent events, each with the empty line that ends it, without
         comments; a stream that ends normally has the dialect's own last event. Raises: `NodeLost`, `EngineFailed`,
-        `Diverged`, `TimedOut`, `Overloaded`, after what was given already.
+        `Diverged`, `TimedOut`, `Overloaded`, after what was given already; what `take` raises.
         """
         ...
 

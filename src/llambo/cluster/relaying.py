@@ -15,13 +15,14 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 from llambo.cluster import prefix
 from llambo.cluster.events import RequestFinished
-from llambo.cluster.relay import RelayRequest
+from llambo.cluster.relay import RelayRequest, Take
 from llambo.cluster.relay_counts import Counts, counts_of_body, counts_of_events, has_ended, is_last
 from llambo.cluster.runtime import Runtime
 from llambo.cluster.state import EMBED, GENERATE, RERANK, Route
@@ -54,7 +55,7 @@ class Relaying:
         self._stack = AsyncExitStack()  # the connection to the present node
         self._reply: NodeReply | None = None
         self._refusal: NodeReply | None = None  # of a node whose context is too small
-        self._pieces = self._run()
+        self._is_given = False  # to its end, or to its error
         self._started = time.perf_counter()
         self._counted = 0
         self.status = 200
@@ -82,52 +83,61 @@ class Relaying:
                         await self._ask(self._ticket)
                         yield self
                     finally:
-                        await self._close()
+                        await self._stack.aclose()
         except LlamboError:
             self.outcome = "error"
             raise
         finally:
-            await self._close()
+            await self._stack.aclose()
 
-    def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        """See `RelayReply`; there is one reader."""
-        return self._pieces
-
-    async def _run(self) -> AsyncGenerator[bytes, None]:
+    async def pour(self, take: Take) -> bool:
+        """See `RelayReply`; one task at a time."""
         reply, ticket = self._reply, self._ticket
-        if reply is None:
-            return
+        if reply is None or self._is_given:
+            return True
         if not reply.streams:
-            yield reply.body
-            return
+            self._is_given = True
+            take(reply.body)
+            return True
         assert ticket is not None
-        take, count = self.transcript.take, self._count
         try:
-            while True:
-                try:
-                    read = self._reply_now().read
-                    while piece := await read():
-                        if fresh := take(piece):
-                            self.ttft_s = self.ttft_s or time.perf_counter() - self._started
-                            events = fresh.count(END)
-                            self._counted += events
-                            count(events)
-                            yield fresh
-                    self._end_stream(ticket)
-                except NodeLost as error:
-                    if self._is_over(ticket):
-                        return
-                    ticket.broken("lost", error, has_delivered=self._counted > 0)
-                except EngineFailed as error:
-                    ticket.broken("failed", error, has_delivered=self._counted > 0)
-                else:
-                    return
-                await self._stack.aclose()
-                await self._ask(ticket)
+            self._is_given = await self._pour_stream(ticket, partial(self._give, take))
         except LlamboError:
+            self._is_given = True
             self.outcome = "error"
             ticket.failed()
             raise
+        return self._is_given
+
+    async def _pour_stream(self, ticket: Ticket, give: Take) -> bool:
+        """`pour` over as many nodes as it takes."""
+        while True:
+            try:
+                if not await self._reply_now().pour(give):
+                    return False
+                self._end_stream(ticket)
+            except NodeLost as error:
+                if self._is_over(ticket):
+                    return True
+                ticket.broken("lost", error, has_delivered=self._counted > 0)
+            except EngineFailed as error:
+                ticket.broken("failed", error, has_delivered=self._counted > 0)
+            else:
+                return True
+            await self._stack.aclose()
+            await self._ask(ticket)
+
+    def _give(self, take: Take, piece: bytes) -> bool:
+        """Gives what the reader lacks of `piece`; whether more is wanted. Raises: `Diverged`."""
+        fresh = self.transcript.take(piece)
+        if not fresh:
+            return True
+        if self.ttft_s is None:
+            self.ttft_s = time.perf_counter() - self._started
+        events = fresh.count(END)
+        self._counted += events
+        self._count(events)
+        return take(fresh)
 
     # --- a node ---------------------------------------------------------------------------------------------------
 
@@ -244,11 +254,6 @@ class Relaying:
                     chain=ticket.route.chain,
                 )
             )
-
-    async def _close(self) -> None:
-        with suppress(RuntimeError):  # another task reads at this moment, and will get the end
-            await self._pieces.aclose()
-        await self._stack.aclose()
 
     def _route(self) -> Route:
         request = self._request

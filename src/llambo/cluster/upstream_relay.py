@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from llambo.cluster.relay import Take
 from llambo.cluster.upstream_events import Cutter, Oversized
 from llambo.cluster.upstream_http import MAX_REPLY_BYTES, NodeHttp
 from llambo.cluster.upstream_stream import ReplyStream
@@ -54,7 +56,7 @@ class Words:
 class NodeReply:
     """A node's reply: 200, or a refusal that is the request's own fault, with its `body`.
 
-    Of a stream `read` gives pieces of whole events; anything else is in `body`, whole.
+    Of a stream `pour` gives pieces of whole events; anything else is in `body`, whole.
     """
 
     too_long: PromptTooLong | None = None
@@ -64,42 +66,49 @@ class NodeReply:
         self.status = stream.status
         self.content_type = stream.content_type
         self.body = body
-        self._read = stream.read
         self._stream = stream
         self._who = who
         self._words = words
         self._cutter = cutter
         self._is_watched = words.is_watched
+        self._wants_more = True
 
     @property
     def streams(self) -> bool:
-        """Whether it comes as events, by `read`."""
+        """Whether it comes as events, by `pour`."""
         return self._cutter is not None
 
-    async def read(self) -> bytes:
-        """The next events; b"" at the end. Raises: `NodeLost`, `EngineFailed`, `BadRequest`."""
+    async def pour(self, take: Take) -> bool:
+        """Gives the events to `take`; see `RelayReply.pour`. Raises: `NodeLost`, `EngineFailed`, `BadRequest`."""
         cutter = self._cutter
         if cutter is None:
-            return b""
+            return True
+        self._wants_more = True
+        feed = partial(self._feed, cutter, take)
         while True:
             if cutter.error is not None:
                 raise self._words.error_of(cutter.error)
-            data = await self._read()
-            if not data:
-                return b""
-            reports = cutter.reports
-            try:
-                piece = cutter.feed(data)
-            except Oversized:
-                raise NodeLost(f"{self._who} streams an event that never ends") from None
-            if piece:
-                self._stream.progress()
-                if not self._is_watched:
-                    self._is_watched = True
-                    self._stream.watch(self._words.stall_s)
-                return piece
-            if cutter.reports != reports:
-                self._stream.progress()
+            is_over = await self._stream.pour(feed)
+            if not self._wants_more:
+                return False
+            if is_over and cutter.error is None:
+                return True
+
+    def _feed(self, cutter: Cutter, take: Take, data: bytes) -> bool:
+        """Gives the events that `data` makes whole; whether more is wanted."""
+        reports = cutter.reports
+        try:
+            piece = cutter.feed(data)
+        except Oversized:
+            raise NodeLost(f"{self._who} streams an event that never ends") from None
+        if piece:
+            if not self._is_watched:
+                self._is_watched = True
+                self._stream.watch(self._words.stall_s)
+            self._wants_more = take(piece)
+        elif cutter.reports == reports:  # pings, or a part of an event
+            self._stream.no_progress()
+        return self._wants_more and cutter.error is None
 
 
 @asynccontextmanager

@@ -242,6 +242,7 @@ class Gateway(Section):
     )
     max_body: Size = Field(32 * 2**20, ge=1024, le=2**32, description="a larger request body is refused")
     header_timeout: Duration = Field(10.0, gt=0, description="how long a client may take to send a request's header")
+    write_timeout: Duration = Field(30.0, gt=0, description="a client that reads nothing for so long is dropped")
     ping_interval: Duration = Field(15.0, gt=0, description="a silent stream gives a sign of life so often")
     resume_window: Duration = Field(60.0, ge=0, description="how long a stream can be resumed after its client left")
     resume_memory: Size = Field(64 * 2**20, ge=0, description="what such streams may take together")

@@ -20,6 +20,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from llambo.gateway.errors import Failure, dialect_of
+from llambo.gateway.output import EXTENSION, Output
+from llambo.gateway.unread import Unread
 
 MAX_HEADER_BYTES = 64 * 1024
 _LINGER_S = 1.0
@@ -34,10 +36,13 @@ _log.setLevel(logging.CRITICAL)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a connection may take: bytes of a body, seconds for a header, connections at once."""
+    """What a connection may take: bytes of a body, seconds for a header, seconds in which its client reads nothing,
+    connections at once.
+    """
 
     max_body: int
     header_timeout_s: float
+    write_timeout_s: float
     max_connections: int
 
 
@@ -53,6 +58,7 @@ class Connection(HttpToolsProtocol):
         self.logger = _log
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: Unread  # once there is a transport
         self._failure: Failure | None = None
         self._is_refused = False
         self._is_handed_over = False  # a WebSocket has it
@@ -72,6 +78,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Counts the connection in, and begins to wait for its first header."""
         super().connection_made(transport)
+        self._unread = Unread(transport, self._limits.write_timeout_s)
         if len(self.connections) > self._limits.max_connections:
             text = f"the gateway has {self._limits.max_connections} connections, and takes no more; try again later"
             self._refuse(Failure(503, "overloaded", text, retry_after_s=1))
@@ -129,13 +136,40 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets the connection."""
         self._stop_timer()
+        self._unread.stop()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
         """Hands the connection over; its header is complete."""
         self._stop_timer()
+        self._unread.stop()
         self._is_handed_over = True
         super().handle_websocket_upgrade()
+
+    # --- a client that does not read ---
+
+    def pause_writing(self) -> None:
+        """The client is behind: nothing more is written until it has taken some."""
+        super().pause_writing()
+        self._unread.watch()
+
+    def resume_writing(self) -> None:
+        """The client has taken some."""
+        super().resume_writing()
+        self._unread.stop()
+        if self.transport.is_closing():
+            self._unread.watch()
+
+    def on_response_complete(self) -> None:
+        """A reply has ended; of a connection that ends with it the last bytes may never be read."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._unread.watch()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No other request came; the last reply may not have been read."""
+        super().timeout_keep_alive_handler()
+        self._unread.watch()
 
     # --- the parser's calls ---
 
@@ -166,6 +200,9 @@ class Connection(HttpToolsProtocol):
                 self._give_up(self._too_large(int(value)))
         self._is_in_body = True
         super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            # The task that answers has been made, and has not begun.
+            self.scope["extensions"] = {EXTENSION: Output(self.cycle, self.loop.time)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body; its length need not have been announced."""

@@ -13,6 +13,7 @@ import msgspec
 
 from llambo.core import errors
 from llambo.core.errors import LlamboError
+from llambo.core.llama_fault import LlamaFault, fault_in
 from llambo.gateway import sse
 
 Dialect = Literal["openai", "responses", "anthropic"]
@@ -144,35 +145,15 @@ def dialect_of(path: str) -> Dialect:
 # --- what a node refused ----------------------------------------------------------------------------------------------
 
 
-class _Error(msgspec.Struct):
-    message: str = ""
-    type: str = ""
-    n_prompt_tokens: int = 0
-    n_ctx: int = 0
-
-
-class _Fault(msgspec.Struct):
-    error: _Error
-
-
-_decode_fault = msgspec.json.Decoder(_Fault).decode
-_OURS = frozenset({401, 403, 407})
-"""Statuses by which a node refuses the cluster, not the caller."""
-
-
 def failure_of_node(status: int, body: bytes, node: str) -> Failure:
-    """What a node's own refusal is to the outside: its words are kept, the envelope and the status are ours."""
-    try:
-        error = _decode_fault(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        error = _Error()
-    message = error.message or f"node {node} refused the request with HTTP status {status} and no reason"
-    if error.type == "exceed_context_size_error":
-        counts = f"the prompt has {error.n_prompt_tokens} tokens and the context holds {error.n_ctx}"
+    """What a node's refusal for a request's own fault is to the outside; `status` is from 400 to 499.
+
+    Its words are kept, the envelope is ours. Any other refusal comes as an error of the cluster.
+    """
+    fault = fault_in(body) or LlamaFault()
+    if fault.type == "exceed_context_size_error":
+        counts = f"the prompt has {fault.n_prompt_tokens} tokens and the context holds {fault.n_ctx}"
         advice = "shorten it or load the model with a larger ctx"
         return Failure(400, "context_length_exceeded", f"{counts}; {advice}", "messages")
-    if status == 404:
-        return Failure(404, "not_found", message)
-    if 400 <= status < 500 and status not in _OURS:
-        return Failure(status if status in _TYPES else 400, HTTP_CODES.get(status, "bad_request"), message)
-    return Failure(502, "engine_failed", message)
+    message = fault.message or f"node {node} refused the request with HTTP status {status} and no reason"
+    return Failure(status if status in _TYPES else 400, HTTP_CODES.get(status, "bad_request"), message)

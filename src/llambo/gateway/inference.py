@@ -231,8 +231,7 @@ def _add_streams(router: APIRouter, gateway: Gateway) -> None:
         async def work(exchange: Exchange) -> None:
             name = request.path_params["stream_id"]
             gateway.streams.forget(name, exchange.owner)
-            body = msgspec.json.encode({"id": name, "object": "stream", "deleted": True})
-            await exchange.whole(200, JSON, body)
+            await exchange.json({"id": name, "object": "stream", "deleted": True})
 
         return Raw(work)
 

@@ -203,18 +203,9 @@ def token(key: Id, event: TokenEvent, *, logprobs: bool) -> str:
 
 def done(key: Id, end: Done) -> str:
     """The answer is whole. Times in milliseconds."""
-    return _done(
-        key,
-        finish_reason=end.finish_reason,
-        model=end.model,
-        node=end.node,
-        tokens=end.tokens,
-        prompt_tokens=end.prompt_tokens,
-        cached_tokens=end.cached_tokens,
-        ttft_ms=round(end.ttft_ms, 3),
-        time_ms=round(end.time_ms, 3),
-        failovers=end.failovers,
-    )
+    members = {name: getattr(end, name) for name in _DONE}
+    times = {"ttft_ms": round(end.ttft_ms, 3), "time_ms": round(end.time_ms, 3)}
+    return _done(key, failovers=end.failovers, **(members | times))
 
 
 def cancelled(key: Id, *, tokens: int, ttft_ms: float | None, time_ms: float) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from llambo.core.errors import NotFound
 from llambo.gateway import schemas
-from llambo.gateway.inference import JSON, Raw
+from llambo.gateway.inference import Raw
 from llambo.gateway.relay import Exchange
 
 if TYPE_CHECKING:
@@ -30,8 +29,7 @@ def model_routes(gateway: Gateway) -> APIRouter:
     @router.get("/v1/models", summary="List the models", response_model=None, responses=schemas.responses(schemas.LOOK))
     async def models(request: Request) -> Response:
         async def work(exchange: Exchange) -> None:
-            listed = {"object": "list", "data": list(_entries(gateway, started).values())}
-            await exchange.whole(200, JSON, msgspec.json.encode(listed))
+            await exchange.json({"object": "list", "data": list(_entries(gateway, started).values())})
 
         return Raw(work)
 
@@ -51,7 +49,7 @@ def model_routes(gateway: Gateway) -> APIRouter:
             if name not in entries:
                 there = ", ".join(entries) or "none"
                 raise NotFound(f"no model is called {name[:200]!r}; there are {there}")
-            await exchange.whole(200, JSON, msgspec.json.encode(entries[name]))
+            await exchange.json(entries[name])
 
         return Raw(work)
 

@@ -1,4 +1,4 @@
-"""One request to a node and its reply, as raw ASGI: a piece that a node gives is one `send`.
+"""One request to a node and its reply: a piece that a node gives is written to the client as it comes.
 
 Owns the client's connection: notices when it is gone, gives signs of life while the node is silent, and sees to it that
 a reply has exactly one end. What is asked of whom, `inference` has found out before.
@@ -13,22 +13,20 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 from starlette.types import Receive, Scope, Send
 
 from llambo.cluster.relay import RelayReply, RelayRequest, Relays
 from llambo.core.errors import Cancelled, Diverged, LlamboError
 from llambo.gateway import sse
 from llambo.gateway.errors import Dialect, Failure, failure_of, failure_of_node
+from llambo.gateway.output import EXTENSION, ClientGone, Output
 from llambo.gateway.streams import Stream, Streams
 
 log = logging.getLogger("llambo.gateway")
 
 DEBUG_HEADER = b"x-llambo-debug"
 Headers = list[tuple[bytes, bytes]]
-
-
-class ClientGone(Exception):
-    """Nobody is there any more to be told anything."""
 
 
 class Refused(Exception):
@@ -42,7 +40,8 @@ class Refused(Exception):
 class Exchange:
     """One HTTP request and its reply: who asks, and how far the reply has got.
 
-    What the guard has found out is in the scope's state: `request_id`, `owner` (a token's id or "").
+    What the guard has found out is in the scope's state: `request_id`, `owner` (a token's id or ""). `output` is for
+    the pieces of a stream, once it is open.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, dialect: Dialect) -> None:
@@ -52,6 +51,7 @@ class Exchange:
         self.dialect = dialect
         self.receive = receive
         self.send = send
+        self.output: Output = scope["extensions"][EXTENSION]
         self.is_open = False  # the headers of a stream are out
         self._headers = scope["headers"]
 
@@ -77,8 +77,9 @@ class Exchange:
         await self.send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def piece(self, piece: bytes) -> None:
-        """Sends a part of the stream."""
-        await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+        """Sends a part of the stream; returns once there is room for another one. Raises: `ClientGone`."""
+        self.output.write(piece)
+        await self.output.room()
 
     async def end(self) -> None:
         """Ends the stream."""
@@ -90,12 +91,16 @@ class Exchange:
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
+    async def json(self, value: object) -> None:
+        """Sends `value` as a reply."""
+        await self.whole(200, [(b"content-type", b"application/json")], msgspec.json.encode(value))
+
     async def fail(self, failure: Failure) -> None:
         """Ends with `failure`: as the reply, or as a stream's last event."""
         if not self.is_open:
             await self.whole(failure.status, failure.headers, failure.body(self.dialect))
             return
-        await self.piece(failure.event(self.dialect))
+        self.output.write(failure.event(self.dialect))
         await self.end()
 
     def _told(self, node: str) -> Headers:
@@ -150,9 +155,7 @@ class Pulse:
         self._exchange = exchange
         self._interval_s = interval_s
         self._loop = asyncio.get_running_loop()
-        self._ping: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.last = self._loop.time()
 
     def __enter__(self) -> Self:
         self._timer = self._loop.call_later(self._interval_s, self._look)
@@ -161,17 +164,15 @@ class Pulse:
     def __exit__(self, *about: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._ping is not None:
-            self._ping.cancel()
 
     def _look(self) -> None:
-        now = self._loop.time()
-        # A ping that waits is for a client that does not read: another one would not reach it either.
-        is_waiting = self._ping is not None and not self._ping.done()
-        if self._exchange.is_open and not is_waiting and now - self.last >= self._interval_s:
-            self.last = now
-            self._ping = self._loop.create_task(self._exchange.piece(sse.PING))
-        self._timer = self._loop.call_at(max(self.last, now) + self._interval_s, self._look)
+        now, output = self._loop.time(), self._exchange.output
+        due = output.last_s + self._interval_s
+        if due <= now:
+            due = now + self._interval_s
+            if self._exchange.is_open and output.has_room:  # else it would not reach the client either
+                output.write(sse.PING)
+        self._timer = self._loop.call_at(due, self._look)
 
 
 async def answer(exchange: Exchange, relays: Relays, request: RelayRequest) -> tuple[bytes, RelayReply]:
@@ -191,14 +192,14 @@ async def deliver(
     streams.run(stream, leash.pull)
     keep = False
     try:
-        with Pulse(exchange, ping_s) as pulse:
+        with Pulse(exchange, ping_s):
             async with leash:
                 if stream.transcript is not None:
                     await exchange.open("text/event-stream")
                     for event in stream.transcript.events(start):
                         await exchange.piece(event)
                 if not stream.is_whole:
-                    await _relay(exchange, relays, stream, pulse)
+                    await _relay(exchange, relays, stream)
         keep = True
         await exchange.end()
     except (ClientGone, LlamboError) as error:
@@ -208,7 +209,7 @@ async def deliver(
         streams.stopped(stream, keep=keep)
 
 
-async def _relay(exchange: Exchange, relays: Relays, stream: Stream, pulse: Pulse) -> None:
+async def _relay(exchange: Exchange, relays: Relays, stream: Stream) -> None:
     request = stream.request
     if stream.transcript is not None:
         request = replace(request, resume=stream.transcript)
@@ -218,16 +219,20 @@ async def _relay(exchange: Exchange, relays: Relays, stream: Stream, pulse: Puls
         stream.transcript = reply.transcript
         if not exchange.is_open:
             await exchange.open(reply.content_type, reply.node)
-        clock = asyncio.get_running_loop().time
-        send = exchange.send
-        async for piece in reply:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-            pulse.last = clock()
+        while not await reply.pour(exchange.output.write):
+            await exchange.output.room()
 
 
 async def _collected(reply: RelayReply) -> bytes:
     """The whole body. Raises: `Refused` unless its status is 200."""
-    body = b"".join([piece async for piece in reply])
+    pieces: list[bytes] = []
+
+    def take(piece: bytes) -> bool:
+        pieces.append(piece)
+        return True
+
+    await reply.pour(take)
+    body = b"".join(pieces)
     if reply.status != 200:
         raise Refused(failure_of_node(reply.status, body, reply.node))
     return body

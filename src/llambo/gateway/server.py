@@ -44,7 +44,9 @@ class GatewayServer:
         self._settings = settings
         self._tokens = tokens
         self._end_streams = end_streams
-        self._limits = Limits(settings.max_body, settings.header_timeout, settings.max_connections)
+        self._limits = Limits(
+            settings.max_body, settings.header_timeout, settings.write_timeout, settings.max_connections
+        )
         self._state = ClockedState()
         self._listeners: list[Listener] = []
         self._servers: list[_Accepting] = []

@@ -33,8 +33,6 @@ MAX_REQUESTS = 256
 """Answers in flight on one connection."""
 MAX_REQUEST_BYTES = 8 * 2**20
 """What their messages may take together."""
-WRITE_TIMEOUT_S = 60.0
-"""A client that takes nothing for so long loses its answers: each holds a slot."""
 
 GOING_AWAY = 1001
 _POLICY = 1008
@@ -50,7 +48,8 @@ def websocket_routes(gateway: Gateway) -> list[BaseRoute]:
     async def infer(websocket: WebSocket) -> None:
         if await _admitted(websocket, _MAY_INFER):
             await websocket.accept()
-            await Talk(gateway.door, websocket, websocket.scope["state"].get("stopping")).run()
+            stopping = websocket.scope["state"].get("stopping")
+            await Talk(gateway.door, websocket, gateway.settings.write_timeout, stopping).run()
 
     async def events(websocket: WebSocket) -> None:
         if await _admitted(websocket, _MAY_LOOK):
@@ -95,11 +94,17 @@ class _Answer:
 
 
 class Talk:
-    """One client of `/v1/ws`, whose handshake is done. Once `stopping` is set nothing new begins."""
+    """One client of `/v1/ws`, whose handshake is done. Once `stopping` is set nothing new begins.
 
-    def __init__(self, door: Door, websocket: WebSocket, stopping: asyncio.Event | None = None) -> None:
+    A client that takes nothing for `write_timeout_s` loses its answers: each holds a slot.
+    """
+
+    def __init__(
+        self, door: Door, websocket: WebSocket, write_timeout_s: float, stopping: asyncio.Event | None = None
+    ) -> None:
         self._door = door
         self._websocket = websocket
+        self._write_timeout_s = write_timeout_s
         self._stopping = stopping or asyncio.Event()
         self._answers: dict[messages.Id, _Answer] = {}
         self._size_bytes = 0
@@ -193,7 +198,7 @@ class Talk:
     async def _send(self, text: str) -> None:
         """Returns once the client has room for more. Raises: `WebSocketDisconnect`, also when it takes nothing."""
         try:
-            async with asyncio.timeout(WRITE_TIMEOUT_S):
+            async with asyncio.timeout(self._write_timeout_s):
                 await _say(self._websocket, text)
         except TimeoutError:
             self._give_up()
@@ -209,7 +214,7 @@ class Talk:
 
     def _give_up(self) -> None:
         if not self._is_stuck and self._main is not None:
-            _log.warning("a WebSocket client has left its answers unread for %g s: dropped", WRITE_TIMEOUT_S)
+            _log.warning("a WebSocket client has left its answers unread for %g s: dropped", self._write_timeout_s)
             self._is_stuck = True
             self._main.cancel()
 
@@ -266,7 +271,9 @@ async def _listening(control: Control, websocket: WebSocket) -> AsyncIterator[as
         await websocket.close(GOING_AWAY)
 
     task = asyncio.create_task(tell())
-    await asyncio.sleep(0)  # its first step subscribes
+    # `Control.events` subscribes with its first step, which the task takes in its first turn: none may be missed that
+    # happens from now on.
+    await asyncio.sleep(0)
     try:
         yield is_open
     finally:
