@@ -77,7 +77,7 @@ async def test_a_damaged_token_file_refuses_and_says_why(path: Path, tokens: Tok
 
 async def test_who_does_not_authenticate_in_time_is_sent_away(path: Path, tokens: TokenStore) -> None:
     tokens.create("admin")
-    settings = BridgeSettings(auth_timeout_s=0.05)
+    settings = BridgeSettings(auth_timeout_s=0.5)
     async with running_bridge(path, listen=LOCAL, tokens=tokens, settings=settings) as bridge:
         (answer,) = await (await bridge.client(bridge.port)).rest()
         assert answer["code"] == "refused"
@@ -85,7 +85,7 @@ async def test_who_does_not_authenticate_in_time_is_sent_away(path: Path, tokens
 
 async def test_who_has_authenticated_stays(path: Path, tokens: TokenStore) -> None:
     _, secret = tokens.create("admin")
-    settings = BridgeSettings(auth_timeout_s=0.05)
+    settings = BridgeSettings(auth_timeout_s=0.5)
     async with running_bridge(path, listen=LOCAL, tokens=tokens, settings=settings) as bridge:
         client = await bridge.client(bridge.port)
         await client.ask(f"AUTH {secret}")

@@ -273,6 +273,8 @@ def test_the_stream_of_infer_is_a_line_per_token_and_then_the_document() -> None
         plain = run("llamboctl", "infer", "--max-tokens", "6", "--temperature", "0", "--raw-prompt", QUESTION)
         assert (plain.returncode, plain.stderr) == (0, "")
         assert plain.stdout.endswith("\n")
+        quoted = ("llamboctl", "infer", "--max-tokens", "6", "--temperature", "0", "--raw-prompt", json.dumps(QUESTION))
+        assert run(*quoted).stdout == plain.stdout
 
 
 def test_the_namespace_is_served_over_tcp_to_who_has_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,15 @@ async def test_a_prompt_is_written_in_any_pieces_and_begun_anew_by_truncation(
             await ctl.write("send")
 
 
+async def test_a_prompt_may_be_written_as_a_json_string(world: World, client: AsyncClient) -> None:
+    async with session(client) as (_, path):
+        for written in ('"two\\nlines"\n', '"quoted" it is not'):
+            await client.write_file(f"{path}/prompt", written)
+            await client.read_file(f"{path}/stream")
+    first, second = (request.messages[-1].content for request in world.cluster.requests)
+    assert (first, second) == ("two\nlines", '"quoted" it is not')
+
+
 async def test_a_prompt_has_a_limit(client: AsyncClient) -> None:
     async with session(client) as (_, path), client.open(f"{path}/prompt", "w") as prompt:
         with pytest.raises((TooLarge, BadRequest), match="at most 4 MiB"):

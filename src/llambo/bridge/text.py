@@ -19,6 +19,7 @@ import msgspec
 from llambo.bridge import commands as c
 from llambo.bridge.answers import STARTING, Answer, Failed, Finished, Reply, Started
 from llambo.core.errors import BadRequest
+from llambo.core.quoted import unquoted
 from llambo.core.types import LoadOptions, TokenEvent
 
 PROMPT_SEPARATOR = "||"
@@ -29,7 +30,6 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _QUOTED = re.compile(r'\s*("[^"\\]*(?:\\.[^"\\]*)*")\s*(?:\|\||$)')
 
 _encode = msgspec.json.Encoder().encode
-_STRING = msgspec.json.Decoder(str)
 
 
 def parse_line(line: bytes) -> c.Command:
@@ -98,16 +98,6 @@ def _split_options(rest: str, known: _Options) -> tuple[dict[str, Any], str]:
     return found, rest
 
 
-def _unquote(rest: str) -> str:
-    """The string that `rest` is when it is a JSON string, else `rest` as it stands."""
-    if not rest.startswith('"'):
-        return rest
-    try:
-        return _STRING.decode(rest)
-    except msgspec.DecodeError:
-        return rest
-
-
 def _split_prompts(rest: str) -> tuple[str, ...]:
     """The prompts between `||`; inside a JSON string `||` separates nothing.
 
@@ -117,7 +107,7 @@ def _split_prompts(rest: str) -> tuple[str, ...]:
     start = 0
     while len(prompts) < c.MAX_PROMPTS:
         quoted = _QUOTED.match(rest, start)
-        if quoted and (text := _unquote(quoted[1])) != quoted[1]:
+        if quoted and (text := unquoted(quoted[1])) != quoted[1]:
             prompts.append(text)
             if not quoted[0].endswith(PROMPT_SEPARATOR):
                 return tuple(prompts)
@@ -135,12 +125,12 @@ def _split_prompts(rest: str) -> tuple[str, ...]:
 def _parse_load(rest: str) -> c.Load:
     options, path = _split_options(rest, _LOAD)
     name = options.pop("as", "")
-    return c.build_load(_unquote(path.strip()), name, LoadOptions(**options))
+    return c.build_load(unquoted(path.strip()), name, LoadOptions(**options))
 
 
 def _parse_ask(rest: str) -> c.Ask:
     options, prompt = _split_options(rest, _INFER)
-    return c.Ask(prompt=_unquote(prompt), **options)
+    return c.Ask(prompt=unquoted(prompt), **options)
 
 
 def _parse_multi(rest: str) -> c.InferMulti:
@@ -150,12 +140,12 @@ def _parse_multi(rest: str) -> c.InferMulti:
 
 def _parse_tokenize(rest: str) -> c.Tokenize:
     options, text = _split_options(rest, _TEXT)
-    return c.Tokenize(c.check_text("text", _unquote(text)), **options)
+    return c.Tokenize(c.check_text("text", unquoted(text)), **options)
 
 
 def _parse_embed(rest: str) -> c.Embed:
     options, text = _split_options(rest, _TEXT)
-    return c.Embed(c.check_text("text", _unquote(text)), **options)
+    return c.Embed(c.check_text("text", unquoted(text)), **options)
 
 
 def _bare(command: c.Command) -> Callable[[str], c.Command]:

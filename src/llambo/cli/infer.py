@@ -34,11 +34,12 @@ def infer(
     """Asks the cluster and streams the answer."""
     from llambo.cli import asking
     from llambo.core import config as configuration
+    from llambo.core.quoted import unquoted
     from llambo.core.types import GenerateRequest, Sampling
 
     effective = configuration.load(config)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    text = asking.read_stdin() if prompt == "-" else prompt
+    text = unquoted(asking.read_stdin() if prompt == "-" else prompt)
     if not text.strip():
         raise BadRequest("the prompt is empty")
     request = GenerateRequest.from_prompt(text, raw=raw_prompt, sampling=sampling)

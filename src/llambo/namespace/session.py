@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from llambo.core.errors import BadRequest, NameInUse, NotFound, Overloaded, TooLarge
+from llambo.core.quoted import unquoted
 from llambo.core.types import GenerateRequest, Message, Sampling
 from llambo.namespace.answer import Answer, Answers
 
@@ -228,9 +229,9 @@ class Sessions:
 
 
 def prompt_text(data: bytes) -> str:
-    """The prompt in what was written, without the newlines around it. Raises: `BadRequest`."""
+    """The prompt in what was written, without the newlines around it or as a JSON string. Raises: `BadRequest`."""
     try:
-        text = data.decode().strip("\n")
+        text = unquoted(data.decode().strip("\n"))
     except UnicodeDecodeError as error:
         raise BadRequest(f"a prompt is UTF-8 text, byte {error.start} is none") from None
     if not text.strip():
