@@ -13,14 +13,14 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bench.chats import chats
 from bench.harness import MODELS, Report, interleave, model, percentile
 from llambo.cluster.api import Cluster
 from llambo.cluster.failover import Attempt, StreamEnd
@@ -185,68 +185,6 @@ def failover(report: Report) -> None:
     asyncio.run(_failovers(report))
 
 
-SESSIONS, TURNS, AT_ONCE = 20, 8, 2
-WORDS = ("node", "slot", "cache", "token", "queue", "model")
-
-
-@dataclass
-class _Chat:
-    """A conversation so far, and where its next words come from."""
-
-    words: random.Random
-    messages: tuple[Message, ...] = ()
-
-
-async def _chats(strategy: str, nodes: int, slots: int) -> tuple[float, float]:
-    """Chats of several turns: the share of prompt tokens found in caches, and the median time to the first token."""
-    types = {"chat": {"ctx": 2048, "slots": slots, "threads": 1, "memory": "16GiB"}}
-    async with _cluster(cluster={"node_types": types}, load_balancer={"strategy": strategy}) as cluster:
-        await cluster.spawn(nodes, node_type="chat", model=str(model("small")))
-        first_ms: list[float] = []
-        prompt = cached = 0
-        order = random.Random(SESSIONS)
-        chats = [_Chat(random.Random(number)) for number in range(SESSIONS)]
-
-        async def ask() -> None:
-            """Takes up one chat after the other, in no order: people think for different times."""
-            nonlocal prompt, cached
-            while chats:
-                chat = chats.pop(order.randrange(len(chats)))
-                text = " ".join(chat.words.choice(WORDS) for _ in range(40))
-                chat.messages = (*chat.messages, Message("user", text))
-                request = GenerateRequest(messages=chat.messages, sampling=Sampling(max_tokens=8, temperature=0))
-                answer, done = await _answer(cluster, request)
-                first_ms.append(done.ttft_ms)
-                prompt += done.prompt_tokens
-                cached += done.cached_tokens
-                chat.messages = (*chat.messages, Message("assistant", answer))
-                if len(chat.messages) < 2 * TURNS:
-                    chats.append(chat)
-
-        await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
-        return cached / prompt, statistics.median(first_ms)
-
-
-async def _compare_chats(report: Report) -> None:
-    ideal, _ = await _chats("prefix-affinity", 1, SESSIONS)
-    rounds = [(await _chats("prefix-affinity", 4, 8), await _chats("round-robin", 4, 8)) for _ in range(2)]
-    share = statistics.median(warm[0] for warm, _ in rounds)
-    what = f"{SESSIONS} chats of {TURNS} turns on 4 nodes"
-    report.add(
-        f"{what}: cached share against one node with {SESSIONS} slots",
-        f"{share / ideal:.3f} ({share:.3f} of {ideal:.3f})",
-        ">= 0.90",
-    )
-    ratio = statistics.median(warm[1] / cold[1] for warm, cold in rounds)
-    times = ", ".join(f"{warm[1]:.0f} of {cold[1]:.0f} ms" for warm, cold in rounds)
-    report.add(f"{what}: time to first token against round-robin", f"{ratio:.2f} ({times})", "<= 0.40")
-
-
-def chats(report: Report) -> None:
-    """Multi-turn chats: what routing by prefix is worth."""
-    asyncio.run(_compare_chats(report))
-
-
 async def _compare_door(report: Report, name: str, path: Path, tokens: int, rounds: int) -> None:
     streams = 8
     threads = llama.threads_for(gguf.read(path).tensor_bytes)
@@ -271,7 +209,7 @@ async def _compare_door(report: Report, name: str, path: Path, tokens: int, roun
             async def door() -> int:
                 return (await _answer(cluster, request))[1].tokens
 
-            async def rate(ask: Any) -> float:
+            async def rate(ask: Callable[[], Awaitable[int]]) -> float:
                 started = time.perf_counter()
                 return sum(await asyncio.gather(*(ask() for _ in range(streams)))) / (time.perf_counter() - started)
 

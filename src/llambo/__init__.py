@@ -13,17 +13,34 @@ from llambo.core.version import __version__
 if TYPE_CHECKING:
     from llambo.bridge.async_client import AsyncBridge
     from llambo.bridge.client import Bridge
-    from llambo.bridge.client_calls import Token
+    from llambo.bridge.client_calls import Completion, Token
     from llambo.bridge.pool import BridgePool
     from llambo.core import errors
+    from llambo.core.types import Message
+    from llambo.library import Cluster, connect
 
-__all__ = ["AsyncBridge", "Bridge", "BridgePool", "Token", "__version__", "errors"]
+__all__ = [
+    "AsyncBridge",
+    "Bridge",
+    "BridgePool",
+    "Cluster",
+    "Completion",
+    "Message",
+    "Token",
+    "__version__",
+    "connect",
+    "errors",
+]
 
 _HOMES = {
     "AsyncBridge": "llambo.bridge.async_client",
     "Bridge": "llambo.bridge.client",
     "BridgePool": "llambo.bridge.pool",
+    "Cluster": "llambo.library",
+    "Completion": "llambo.bridge.client_calls",
+    "Message": "llambo.core.types",
     "Token": "llambo.bridge.client_calls",
+    "connect": "llambo.library",
 }
 
 

@@ -16,6 +16,7 @@ from llambo.cluster.launch.admission import Admission
 from llambo.cluster.launch.base import NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
 from llambo.core.types import LoadOptions
+from tests.cluster.clusters import until
 
 MIB, GIB = 2**20, 2**30
 BUILT_IN = Path(llambo.__file__).parent / "data" / "built-in.gguf"
@@ -136,8 +137,7 @@ async def test_the_launcher_counts_its_own_nodes(tmp_path: Path) -> None:
         before = await launcher.room_for(TINY)
         assert before is not None
         spawning = [asyncio.create_task(launcher.spawn(replace(TINY, name=f"n{i}.1"), timeout_s=60)) for i in range(5)]
-        while launcher.slot_dir("n4.1") is None and not all(task.done() for task in spawning):
-            await asyncio.sleep(0.001)
+        await until(lambda: launcher.slot_dir("n4.1") or all(task.done() for task in spawning))
         during = await launcher.room_for(TINY)
         await asyncio.gather(*spawning)
         ready = await launcher.room_for(TINY)

@@ -15,7 +15,6 @@ from llambo.cluster import checkpoint
 from llambo.cluster.api import Cluster
 from llambo.cluster.checkpoint import Checkpoint, ModelState, NodeState
 from llambo.cluster.events import NodeWanted
-from llambo.cluster.keeping import SAVE_AFTER_S
 from llambo.cluster.launch.base import NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
 from llambo.core.errors import BadRequest, LlamboError, NotFound
@@ -131,7 +130,7 @@ async def test_nothing_is_saved_before_a_restore_has_ended(
         await until(lambda: cluster.cluster_status().nodes.ready == 1)
         cluster.set_strategy("least-loaded")
         assert {node["id"] for node in cluster.checkpoint()["nodes"]} == {"n1", "n2"}, "they are wanted all the time"
-        await asyncio.sleep(3 * SAVE_AFTER_S)
+        assert cluster._keeper._timer is None, "a save is due"
         assert path.read_bytes() == written
         may_start.set()
         assert await restoring == []

@@ -34,7 +34,6 @@ DIE: Step = lambda driver: driver.end("n1")  # noqa: E731
 FAIL: Step = lambda driver: driver.tell(NodeStartFailed("n1", driver.node("n1").epoch, "bad_model", "no"))  # noqa: E731
 ASK: Step = lambda driver: driver.ask()  # noqa: E731
 MISS: Step = lambda driver: driver.tell(ProbeFailed("n1", driver.node("n1").epoch, "no answer"))  # noqa: E731
-LOSE: Step = lambda driver: driver.tell(ProbeFailed("n1", driver.node("n1").epoch, "refused", is_final=True))  # noqa: E731
 PASS: Step = lambda driver: driver.tell(ProbeAnswered("n1", driver.node("n1").epoch))  # noqa: E731
 DRAIN: Step = lambda driver: driver.tell(DrainWanted("n1"))  # noqa: E731
 KILL: Step = lambda driver: driver.tell(KillWanted("n1"))  # noqa: E731
@@ -57,7 +56,6 @@ RESTART: Step = lambda driver: driver.tell(RestartWanted("n1"))  # noqa: E731
         ([START, MISS, PASS], "ready", 1),
         ([START, ASK, MISS, PASS], "busy", 1),
         ([START, MISS, MISS, MISS], "starting", 2),
-        ([START, LOSE], "starting", 2),
         ([START, ASK, DRAIN], "draining", 1),
         ([START, ASK, DRAIN, MISS], "draining", 1),
         ([START, ASK, DRAIN, PASS], "draining", 1),
@@ -191,7 +189,7 @@ def test_a_model_that_an_attached_server_brought_goes_with_it() -> None:
         NodeStopped("n1", 1),
         NodeStartFailed("n1", 1, "failed", "old"),
         ProbeAnswered("n1", 1, "old"),
-        ProbeFailed("n1", 1, "old", is_final=True),
+        ProbeFailed("n1", 1, "old"),
         NodeEnded("n9", 1, "unknown"),
         ProbeFailed("n9", 1, "unknown"),
     ],

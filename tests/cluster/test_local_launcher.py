@@ -31,11 +31,14 @@ from llambo.cluster.launch.base import (
     NodeRequest,
 )
 from llambo.cluster.launch.local import LocalLauncher
-from llambo.cluster.launch.rundir import LOGS_KEPT, RUN_PREFIX, NodeLogs, prune_logs, sweep
+from llambo.cluster.launch.rundir import LOGS_KEPT, RUN_PREFIX, NodeLogs, RunDir, prune_logs, sweep
+from llambo.core import paths
 from llambo.core.errors import BadModel, Cancelled, LlamboError, NameInUse, TimedOut
 from llambo.core.types import LoadOptions
 from llambo.engine import gguf, memory
 from llambo.node import sandbox
+from llambo.node.spec import NodeSpec
+from tests.cluster.clusters import until
 
 SMALL = LoadOptions(ctx=128, slots=1, threads=1)
 MIB = 2**20
@@ -272,8 +275,7 @@ async def test_a_spawn_from_a_stopped_zygote_ends_in_time(launcher: LocalLaunche
     _, zygote = await stop_zygote(launcher, tiny_model)
     timeout_s = 0.2 if end == "too late" else 30
     spawning = asyncio.create_task(launcher.spawn(request_for(tiny_model), timeout_s=timeout_s))
-    while launcher.slot_dir("n1") is None:
-        await asyncio.sleep(0.01)
+    await until(lambda: launcher.slot_dir("n1"))
     async with asyncio.timeout(5):
         match end:
             case "cancelled":
@@ -295,8 +297,7 @@ async def test_a_node_that_loads_is_ended_also_when_its_zygote_is_stopped(
     zygote = psutil.Process(node.pid).parent()
     assert zygote is not None
     spawning = asyncio.create_task(launcher.spawn(request_for(stuck_model), timeout_s=30))
-    while not launcher._nodes or "n1" not in launcher._nodes or not launcher._nodes["n1"].pid:
-        await asyncio.sleep(0.01)
+    await until(lambda: "n1" in launcher._nodes and launcher._nodes["n1"].pid)
     zygote.suspend()
     spawning.cancel()
     async with asyncio.timeout(5):
@@ -314,8 +315,7 @@ async def test_closing_with_a_stopped_zygote_and_a_spawn_in_progress_does_not_ha
     node, zygote = await stop_zygote(launcher, tiny_model)
     process = psutil.Process(node.pid)
     spawning = asyncio.create_task(launcher.spawn(request_for(tiny_model), timeout_s=30))
-    while launcher.slot_dir("n1") is None:
-        await asyncio.sleep(0.01)
+    await until(lambda: launcher.slot_dir("n1"))
     async with asyncio.timeout(5):
         await launcher.close()
         with pytest.raises(Cancelled):
@@ -407,8 +407,7 @@ async def test_waiting_for_a_turn_is_no_part_of_the_time_to_load(
     try:
         await launcher.spawn(request_for(tiny_model, "n0"), timeout_s=30)
         stuck = asyncio.create_task(launcher.spawn(request_for(stuck_model, "n1"), timeout_s=3))
-        while launcher.slot_dir("n1") is None:  # it has the one turn
-            await asyncio.sleep(0.01)
+        await until(lambda: launcher.slot_dir("n1"))  # it has the one turn
         waiting = asyncio.create_task(launcher.spawn(request_for(tiny_model, "n2"), timeout_s=2.5))
         with pytest.raises(TimedOut, match=r"stuck\.gguf was not loaded within 3 s"):
             await stuck
@@ -423,10 +422,9 @@ async def test_a_node_that_waits_for_its_turn_can_be_cancelled(
     launcher = LocalLauncher(tmp_path / "run", loads_at_once=1)
     try:
         stuck = asyncio.create_task(launcher.spawn(request_for(stuck_model, "n1"), timeout_s=30))
-        while launcher.slot_dir("n1") is None:  # it has the one turn
-            await asyncio.sleep(0.01)
+        await until(lambda: launcher.slot_dir("n1"))  # it has the one turn
         waiting = asyncio.create_task(launcher.spawn(request_for(tiny_model, "n2"), timeout_s=30))
-        await asyncio.wait({waiting}, timeout=0.2)
+        await until(lambda: "n2" in launcher._admission._claims)  # what is left is to wait for its turn
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -438,15 +436,35 @@ async def test_a_node_that_waits_for_its_turn_can_be_cancelled(
         await launcher.close()
 
 
+async def test_a_spawn_that_is_cancelled_before_its_order_leaves_nothing_in_the_way_of_the_next(
+    launcher: LocalLauncher, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = launcher._engines.complete
+    asked = asyncio.Event()
+
+    async def never(spec: NodeSpec, *, nodes: int) -> NodeSpec:
+        asked.set()
+        await asyncio.Event().wait()
+        return spec
+
+    monkeypatch.setattr(launcher._engines, "complete", never)
+    spawning = asyncio.create_task(launcher.spawn(request_for(tiny_model), timeout_s=30))
+    await asked.wait()
+    spawning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await spawning
+    monkeypatch.setattr(launcher._engines, "complete", complete)
+    assert (await launcher.spawn(request_for(tiny_model), timeout_s=30)).name == "n1"
+
+
 async def test_closing_fails_the_spawns_that_wait_and_those_that_come(
     tiny_model: Path, stuck_model: Path, tmp_path: Path
 ) -> None:
     launcher = LocalLauncher(tmp_path / "run", loads_at_once=1)
     stuck = asyncio.create_task(launcher.spawn(request_for(stuck_model, "n1"), timeout_s=30))
-    while launcher.slot_dir("n1") is None:  # it has the one turn
-        await asyncio.sleep(0.01)
+    await until(lambda: launcher.slot_dir("n1"))  # it has the one turn
     waiting = asyncio.create_task(launcher.spawn(request_for(tiny_model, "n2"), timeout_s=30))
-    await asyncio.wait({waiting}, timeout=0.2)
+    await until(lambda: "n2" in launcher._admission._claims)  # what is left is to wait for its turn
     await launcher.close()
     outcome = await asyncio.gather(stuck, waiting, return_exceptions=True)
     assert isinstance(outcome[0], Cancelled)
@@ -516,9 +534,8 @@ async def test_a_node_that_is_killed_while_it_loads_is_an_error_that_says_so(
     launcher: LocalLauncher, stuck_model: Path
 ) -> None:
     spawning = asyncio.create_task(launcher.spawn(request_for(stuck_model), timeout_s=30))
-    while not (nodes := [p for p in psutil.Process().children(recursive=True) if os.getpgid(p.pid) == p.pid][1:]):
-        await asyncio.sleep(0.01)
-    nodes[0].kill()
+    await until(lambda: "n1" in launcher._nodes and launcher._nodes["n1"].pid)
+    os.kill(launcher._nodes["n1"].pid, signal.SIGKILL)
     with pytest.raises(BadModel, match=r"stuck.gguf cannot be loaded: the node ended: it was killed by signal 9"):
         await spawning
 
@@ -549,6 +566,27 @@ def test_no_node_outlives_the_process_that_launched_it(number: int, tiny_model: 
     assert not alive
     sweep(tmp_path / "run")
     assert not list((tmp_path / "run").glob("*")), "the next start removes what a killed one had to leave"
+
+
+def test_a_run_directory_that_is_swept_away_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    make = paths.make_short_private_dir
+
+    def make_and_lose(parent: Path, prefix: str, longest_name: str) -> Path:
+        made.append(make(parent, prefix, longest_name))
+        if len(made) == 1:
+            sweep(made[0].parent)
+        return made[-1]
+
+    monkeypatch.setattr(paths, "make_short_private_dir", make_and_lose)
+    run_dir = RunDir(tmp_path)
+    try:
+        assert (run_dir.path, made[0].exists()) == (made[1], False)
+        assert run_dir.make_node_dir("n1").is_dir()
+    finally:
+        run_dir.remove()
 
 
 async def test_sweeping_spares_the_directories_of_living_launchers(

@@ -159,11 +159,11 @@ class Life(RuleBasedStateMachine):
         self.driver.tell(NodeStopped(*self.pick(self.driver.stopping, number)))
 
     @precondition(lambda self: self.driver.probing)
-    @rule(number=numbers, answer=st.sampled_from([None, "a", "a", "b", "missed", "final"]))
+    @rule(number=numbers, answer=st.sampled_from([None, "a", "a", "b", "missed"]))
     def probe(self, number: int, answer: str | None) -> None:
         node, epoch = self.pick(self.driver.probing, number)
-        if answer in ("missed", "final"):
-            self.driver.tell(ProbeFailed(node, epoch, answer, is_final=answer == "final"))
+        if answer == "missed":
+            self.driver.tell(ProbeFailed(node, epoch, answer))
         else:
             self.driver.tell(ProbeAnswered(node, epoch, answer))
 
@@ -187,7 +187,7 @@ class Life(RuleBasedStateMachine):
             NodeEnded(node, epoch, "late"),
             NodeStopped(node, epoch),
             ProbeAnswered(node, epoch, "late"),
-            ProbeFailed(node, epoch, "late", is_final=True),
+            ProbeFailed(node, epoch, "late"),
             RequestFinished(10**9),
         )
         self.driver.tell(events[kind])

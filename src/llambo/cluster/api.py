@@ -15,8 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from llambo.cluster import answering, survey
-from llambo.cluster.autoscaler import ScalePolicy
+from llambo.cluster import answering, configured, survey
 from llambo.cluster.catalogue import Catalogue, Entry
 from llambo.cluster.checkpoint import to_dict
 from llambo.cluster.control import BalancerStats, ClusterEvent, ClusterStatus, NodeInfo, SpawnProgress
@@ -34,10 +33,10 @@ from llambo.cluster.operating import Attached, Operating
 from llambo.cluster.relay import RelayReply, RelayRequest
 from llambo.cluster.relay_counts import Counts
 from llambo.cluster.relaying import Relaying
-from llambo.cluster.runtime import Limits, Runtime
-from llambo.cluster.state import ATTACHED, LOCAL, RERANK, Model, Node
+from llambo.cluster.runtime import Runtime
+from llambo.cluster.state import ATTACHED, LOCAL, RERANK, Node
 from llambo.cluster.upstream_llama import LlamaUpstream
-from llambo.cluster.world import Policy, World, serves
+from llambo.cluster.world import World, serves
 from llambo.core import config, paths
 from llambo.core.errors import BadRequest, LlamboError, NoModel, NotFound
 from llambo.core.types import Counters, Done, Event, GenerateRequest, LoadOptions, ModelInfo
@@ -73,9 +72,9 @@ class Cluster:
         self._metrics = Metrics(lambda: survey.metrics_snapshot(self._world, self.status().models))
         self._catalogue = Catalogue(settings, progress)
         self._runtime = Runtime(
-            _policy(settings),
+            configured.policy(settings),
             {LOCAL: local, ATTACHED: attach},
-            limits=_limits(settings),
+            limits=configured.limits(settings),
             request_for=self._request_for,
             changed=self._changed,
             observer=self._metrics,
@@ -343,9 +342,6 @@ class Cluster:
                 f"model {entry.name} cannot rank texts; that takes a reranker, a GGUF model whose pooling type is rank"
             )
 
-    def _model(self, name: str) -> Model:
-        return self._world.models[name]
-
     def _default_name(self) -> str:
         return next(iter(self._catalogue.entries), "")
 
@@ -389,30 +385,3 @@ class Cluster:
                 self._operating.forget(event.fields["node"])
             case "model_removed":
                 self._catalogue.entries.pop(event.fields["model"], None)
-
-
-def _policy(settings: config.Settings) -> Policy:
-    balancer, scaling = settings.load_balancer, settings.orchestrator
-    return Policy(
-        strategy=balancer.strategy,
-        auto_scale=scaling.auto_scale,
-        scale=ScalePolicy(
-            scaling.scale_up_threshold,
-            scaling.scale_down_threshold,
-            scaling.scale_factor,
-            scaling.min_nodes,
-            scaling.max_nodes,
-            scaling.cool_down,
-        ),
-        queue_limit=scaling.queue_limit,
-        queue_timeout_s=scaling.queue_timeout,
-        max_retries=balancer.max_retries,
-        health_interval_s=balancer.health_check_interval,
-        health_failures=balancer.health_check_failures,
-        probe_interval_s=balancer.probe_interval,
-    )
-
-
-def _limits(settings: config.Settings) -> Limits:
-    balancer = settings.load_balancer
-    return Limits(settings.cluster.start_timeout, balancer.timeout, balancer.health_check_timeout)

@@ -23,9 +23,13 @@ DRAWS = 8
 UNEVEN = 0.5
 """A warm node that is fuller than the alternative by more than this share of its slots is passed over."""
 SPEED_BOUNDS = (0.05, 20.0)
+MUCH_SLOWER = 2.0
+"""Idle nodes take turns unless one is slower by this factor: the speed of a node was measured at the load it had."""
 PREFIX_AFFINITY = "prefix-affinity"
 STRATEGIES = ("round-robin", "least-loaded", "random", "cognitive-affinity", PREFIX_AFFINITY)
 """The names of the strategies."""
+FAIR = 1.5
+"""A node that has had this many times its share is no place for a new conversation that could go anywhere."""
 CHARS_PER_TOKEN = 3
 """For guessing, on the safe side, what context a text needs before anybody has counted its tokens."""
 ANSWER_TOKENS = 256
@@ -107,11 +111,16 @@ class Balancer:
             if not nodes:
                 return None
             start = int(self._chance.random() * len(nodes))  # so that equals take turns
-            return min(nodes[start:] + nodes[:start], key=self._cost)
+            best = min(nodes[start:] + nodes[:start], key=self._cost)
+            return best if best.busy else self._longest_idle(nodes, MUCH_SLOWER * self._cost(best))
         one, other = self._draw(pools, flight), self._draw(pools, flight)
         if one is None or other is None:
             return one or other or _first(pools, flight)
         return min(one, other, key=self._cost)
+
+    def _longest_idle(self, nodes: Sequence[Node], most: float) -> Node:
+        """The idle node of at most that cost whose last request is longest ago; there is one."""
+        return min((node for node in nodes if not node.busy and self._cost(node) <= most), key=_touched)
 
     def _cognitive_affinity(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
         """The smallest type of node whose context holds what is asked, so that large nodes are left for large work."""
@@ -125,11 +134,16 @@ class Balancer:
         return None
 
     def _prefix_affinity(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
-        """The node with most of the prompt in its cache, unless another one is much less loaded."""
-        for name, depth in self._index.candidates(flight.route.session, flight.route.chain):
+        """The node with most of the prompt in its cache, unless another one is much less loaded.
+
+        A beginning that is everybody's is not followed to a node that has had more than its share of requests lately.
+        """
+        for name, depth, is_common in self._index.candidates(flight.route.session, flight.route.chain):
             node = _find(pools, name)
             if node is None or node.free_index < 0 or not _may_serve(node, flight):
                 continue
+            if is_common and node.lately > FAIR * node.slots:
+                break
             if node.busy > UNEVEN * node.slots:  # else no other one can be less loaded by that much
                 calm = self._least_loaded(pools, flight)
                 if calm is not None and node.busy / node.slots - calm.busy / calm.slots > UNEVEN:
@@ -155,6 +169,10 @@ class Balancer:
                     break
                 at -= len(pool.free)
         return None
+
+
+def _touched(node: Node) -> int:
+    return node.touched
 
 
 def _count_free(pools: Sequence[Pool]) -> int:

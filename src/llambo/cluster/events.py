@@ -123,12 +123,11 @@ class ProbeAnswered:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFailed:
-    """A node did not answer; `is_final` when nothing listens there any more."""
+    """A node did not answer its check."""
 
     node: str
     epoch: int
     reason: str
-    is_final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

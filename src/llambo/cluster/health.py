@@ -86,7 +86,7 @@ class Health:
             return
         node.is_probed = False
         node.missed += 1
-        if event.is_final or node.missed >= world.policy.health_failures:
+        if node.missed >= world.policy.health_failures:
             self._on_failed(node, event.reason)
             return
         if serves(node):

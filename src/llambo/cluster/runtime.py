@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, assert_never
 
-from llambo.cluster import handover
+from llambo.cluster import handover, node_waiters
 from llambo.cluster.control import ClusterEvent
+from llambo.cluster.event_readers import EventReaders
 from llambo.cluster.events import (
     Command,
     ConversationsMoved,
@@ -46,6 +47,7 @@ from llambo.cluster.events import (
     Ticked,
 )
 from llambo.cluster.launch.base import EMBEDDING, GENERATE, RERANKING, UNNAMED, Launcher, NodeHandle, NodeRequest
+from llambo.cluster.node_waiters import NodeWaiters
 from llambo.cluster.orchestrator import Orchestrator
 from llambo.cluster.state import ATTACHED, EMBED, LOCAL, RERANK, Node, Route
 from llambo.cluster.state import GENERATE as ANSWERS
@@ -55,9 +57,6 @@ from llambo.cluster.world import Policy, serves
 from llambo.core.errors import BadModel, LlamboError, NodeLost, from_code
 
 log = logging.getLogger("llambo.cluster")
-
-EVENTS_KEPT = 1024
-"""Events that a slow reader may be behind before it loses some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +116,8 @@ class Runtime:
         self._stopping: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._tickets: dict[int, Ticket] = {}
-        self._ready_waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self._gone_waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self._readers: set[asyncio.Queue[ClusterEvent]] = set()
+        self._waiters = NodeWaiters()
+        self._readers = EventReaders()
         self._alarm: asyncio.TimerHandle | None = None
         self._calmer = asyncio.Event()  # each is set once: by the next thing that frees something
         self._is_watching = False
@@ -169,42 +167,29 @@ class Runtime:
         """Done when the node serves; raises what kept it from it."""
         node = self.orchestrator.world.nodes.get(node_id)
         if self.is_closed or node is None:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            waiter.set_exception(_closed() if self.is_closed else NodeLost(f"node {node_id} is gone"))
-            return waiter
-        if serves(node):
-            return _done()
-        return self._waiter(self._ready_waiters, node_id)
+            return node_waiters.failed(_closed() if self.is_closed else NodeLost(f"node {node_id} is gone"))
+        return node_waiters.done() if serves(node) else self._waiters.until_ready(node_id)
 
     def until_gone(self, node_id: str) -> asyncio.Future[None]:
         """Done when the node is forgotten and its process is gone."""
         if self.is_closed or node_id not in self.orchestrator.world.nodes:
-            return _done()
-        return self._waiter(self._gone_waiters, node_id)
+            return node_waiters.done()
+        return self._waiters.until_gone(node_id)
 
     async def until_calmer(self) -> None:
         """Returns when a request has ended or a node is gone: what was impossible may be possible now."""
         await self._calmer.wait()
 
-    async def events(self) -> AsyncGenerator[ClusterEvent, None]:
+    def events(self) -> AsyncGenerator[ClusterEvent, None]:
         """Everything published from now on."""
-        queue: asyncio.Queue[ClusterEvent] = asyncio.Queue(EVENTS_KEPT)
-        self._readers.add(queue)
-        try:
-            while (event := await queue.get()) is not _END:
-                yield event
-        finally:
-            self._readers.discard(queue)
+        return self._readers.events()
 
     async def close(self) -> None:
         """Ends every node and task; requests in flight end with `NodeLost`."""
         self.is_closed = True
         if self._alarm is not None:
             self._alarm.cancel()
-        for waiter in [one for waiters in self._ready_waiters.values() for one in waiters]:
-            if not waiter.done():
-                waiter.set_exception(_closed())
-                waiter.exception()  # nobody may be waiting: that is no fault
+        self._waiters.fail_all(_closed())
         for ticket in list(self._tickets.values()):
             if not ticket.turn.done():
                 ticket.turn.set_exception(_closed())
@@ -215,13 +200,8 @@ class Runtime:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(launcher.close() for launcher in self._launchers.values()))
         await asyncio.gather(*(place.upstream.close() for place in self._live.values()))
-        for waiter in [one for waiters in self._gone_waiters.values() for one in waiters]:
-            if not waiter.done():
-                waiter.set_result(None)
-        for reader in self._readers:
-            if reader.full():
-                reader.get_nowait()
-            reader.put_nowait(_END)
+        self._waiters.all_gone()
+        self._readers.end()
 
     # --- what the orchestrator wants ------------------------------------------------------------------------------
 
@@ -244,9 +224,7 @@ class Runtime:
             case MoveConversations(source, target):
                 self._spawn_task(self._move(source, target))
             case TellNodeReady(node):
-                for waiter in self._ready_waiters.pop(node, ()):
-                    if not waiter.done():
-                        waiter.set_result(None)
+                self._waiters.ready(node)
             case TellNodeGone(node, code, message):
                 self._tell_gone(node, from_code(code, message) if code else NodeLost(f"node {node} is gone: {message}"))
             case Publish(kind, fields):
@@ -263,24 +241,15 @@ class Runtime:
             ticket.turn.set_result(self._live[node])
 
     def _tell_gone(self, node: str, error: LlamboError) -> None:
-        for waiter in self._ready_waiters.pop(node, ()):
-            if not waiter.done():
-                waiter.set_exception(error)
-                waiter.exception()  # whoever waited may have gone
+        self._waiters.failed(node, error)
         if node not in self.orchestrator.world.nodes:  # else it was given up, and is still there to be looked at
-            for waiter in self._gone_waiters.pop(node, ()):
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._waiters.gone(node)
 
     def _publish(self, event: ClusterEvent) -> None:
         words = " ".join(f"{name}={value}" for name, value in event.fields.items())
         self._heard(event)
         log.log(logging.WARNING if event.kind in _BAD_NEWS else logging.INFO, "%s %s", event.kind, words)
-        for reader in self._readers:
-            if reader.qsize() >= EVENTS_KEPT - 1:  # the last place is for saying what was lost
-                _lose(reader)
-            else:
-                reader.put_nowait(event)
+        self._readers.tell(event)
 
     async def _start(self, node_id: str, epoch: int) -> None:
         node = self.orchestrator.world.nodes[node_id]
@@ -366,11 +335,6 @@ class Runtime:
 
     # --- small tools ----------------------------------------------------------------------------------------------
 
-    def _waiter(self, waiters: dict[str, list[asyncio.Future[None]]], node: str) -> asyncio.Future[None]:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiters.setdefault(node, []).append(waiter)
-        return waiter
-
     def _spawn_task(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -399,21 +363,12 @@ class Runtime:
 
 _BAD_NEWS = frozenset({"node_dead", "node_failed", "node_given_up", "node_quarantined", "node_suspect", "failover"})
 
-
-_END = ClusterEvent(0.0, "")
-"""What readers of events get last, and do not pass on."""
 _CALMING = (RequestFinished, RequestGone, RequestFailed, NodeStopped, NodeEnded)
 """Events after which there may be room for what had none."""
 
 
 def _closed() -> NodeLost:
     return NodeLost("the cluster was closed")
-
-
-def _done() -> asyncio.Future[None]:
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    done.set_result(None)
-    return done
 
 
 def node_name(node_id: str, epoch: int) -> str:
@@ -424,17 +379,3 @@ def node_name(node_id: str, epoch: int) -> str:
 def _kinds(handle: NodeHandle) -> frozenset[str]:
     kinds = {GENERATE: ANSWERS, EMBEDDING: EMBED, RERANKING: RERANK}
     return frozenset(kind for feature, kind in kinds.items() if feature in handle.features)
-
-
-def _lose(reader: asyncio.Queue[ClusterEvent]) -> None:
-    """Counts one more event that `reader` has lost, in the last event it will read."""
-    if reader.full():
-        queue: list[ClusterEvent] = []
-        while not reader.empty():
-            queue.append(reader.get_nowait())
-        last = queue.pop()
-        for event in queue:
-            reader.put_nowait(event)
-        reader.put_nowait(ClusterEvent(last.time, "lost", {"events": last.fields["events"] + 1}))
-    else:
-        reader.put_nowait(ClusterEvent(time.time(), "lost", {"events": 1}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import exp
 
 from llambo.cluster.autoscaler import Trend
 from llambo.cluster.waiting import FairQueue
@@ -110,6 +111,8 @@ class Node:
     probes: int = 0
     next_probe: float = 0.0  # an earlier timer is one that a later word has replaced
     touched: int = 0  # how many requests had been placed when it got its last one
+    fading: float = 0.0  # its requests, counted the less the longer ago they were: as of `faded_at`
+    faded_at: int = 0  # how many its pool had been given by then
     pool: Pool | None = field(default=None, repr=False)
     free_index: int = -1  # in its pool's list of free nodes
     is_counted: bool = False  # among its pool's coming nodes
@@ -119,6 +122,21 @@ class Node:
     def is_coming(self) -> bool:
         """Whether it serves or will: it starts, restarts or is being looked at."""
         return not (self.is_leaving or self.is_given_up or self.state is NodeState.DRAINING)
+
+    @property
+    def lately(self) -> float:
+        """Requests that it was given lately; the number of its slots is its share of what its pool was given."""
+        pool = self.pool
+        if pool is None or not pool.slots:
+            return 0.0
+        return self.fading * exp((self.faded_at - pool.placed) / pool.slots)
+
+    def place(self) -> None:
+        """It is given a request."""
+        assert self.pool is not None
+        self.pool.placed += 1
+        self.fading = self.lately + 1
+        self.faded_at = self.pool.placed
 
 
 @dataclass(slots=True, eq=False)
@@ -138,11 +156,13 @@ class Pool:
     rotation: OrderedDict[str, Node] = field(default_factory=OrderedDict)  # the same, longest untouched first
     coming: int = 0
     slots: int = 0
+    placed: int = 0  # requests that its nodes were given
 
     def add(self, node: Node) -> None:
         """Takes the node in."""
         self.nodes[node.id] = node
         node.pool = self
+        node.fading, node.faded_at = 0.0, self.placed
         self.refresh(node)
 
     def remove(self, node: Node) -> None:

@@ -160,6 +160,7 @@ class World:
         """One more request is on the node."""
         node.busy += 1
         node.requests += 1
+        node.place()
         node.touched = self.totals.placed
         if node.busy >= node.slots:
             self.change(node, Change.FILLED)

@@ -176,7 +176,12 @@ class LocalLauncher:
         """Orders the node from a zygote that lives."""
         try:
             zygote = await self._ensure_zygote()
-            spec = await self._engines.complete(self._prepare(request, plan), nodes=len(self._names))
+            spec = self._prepare(request, plan)
+            try:
+                spec = await self._engines.complete(spec, nodes=len(self._names))
+            except BaseException:
+                shutil.rmtree(spec.directory, ignore_errors=True)
+                raise
             node = _Node(spec, plan, zygote)
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""

@@ -53,9 +53,13 @@ def _make_run_dir(run_parent: Path) -> tuple[Path, int]:
     """A fresh run directory and a descriptor of it whose lock tells other launchers that it is in use."""
     while True:
         directory = paths.make_short_private_dir(run_parent, RUN_PREFIX, f"{_LONGEST_NAME}/{SOCKET_NAME}")
-        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        # Until it is locked another launcher may take it for one that was left, and sweep it away.
+        try:
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
         fcntl.flock(lock, fcntl.LOCK_SH)
-        if directory.exists():  # nobody swept it away in the moment before the lock
+        if directory.exists():
             return directory, lock
         os.close(lock)
 

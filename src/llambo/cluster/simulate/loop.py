@@ -327,7 +327,7 @@ class Simulation:
     def _probe(self, node: str, epoch: int, end_to_end: bool) -> None:
         engine = self._engines.get(node)
         if engine is None or engine.epoch != epoch:
-            self._plan(PROBE_S, self._tell, ProbeFailed(node, epoch, "nothing listens there", is_final=True))
+            self._plan(PROBE_S, self._tell, ProbeFailed(node, epoch, "nothing listens there"))
         elif engine.is_hung:
             self._plan(PROBE_TIMEOUT_S, self._tell, ProbeFailed(node, epoch, "it did not answer its check"))
         else:
