@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from bench import ending
 from bench.harness import MODELS
 from bench.load import Target, Workload
 from llambo.cluster.launch.base import UNIX, NodeRequest
@@ -81,14 +82,17 @@ def daemon(
         for name, values in ({"orchestrator": {"min_nodes": nodes}} | sections).items():
             settings[name] = settings.get(name, {}) | values
         (home / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML too
-        facts = json.loads(_ctl(home, "init", "--config", str(home / "config.yaml"), "--json"))
-        running = Daemon(psutil.Process(facts["pid"]), Target("localhost", 0, f"{home}/gateway.sock"), home)
+        running = None
         try:
+            with ending.whole():
+                facts = json.loads(_ctl(home, "init", "--config", str(home / "config.yaml"), "--json"))
+                running = Daemon(psutil.Process(facts["pid"]), Target("localhost", 0, f"{home}/gateway.sock"), home)
             for url in attach:
                 running.ask("attach", url)
             yield running
         finally:
-            _end(running.process)
+            if running is not None:
+                _end(running.process)
 
 
 def _end(process: psutil.Process) -> None:

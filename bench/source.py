@@ -20,6 +20,8 @@ import httptools
 import msgspec
 import uvloop
 
+from bench import ending
+
 MODEL = "source"
 _CTX = 4096
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -177,19 +179,12 @@ async def serve(socket_path: str, slots: int) -> None:
 @contextmanager
 def source_process(socket_path: str, slots: int) -> Iterator[str]:
     """A source in a process of its own for the block; gives its URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.source", socket_path, str(slots)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
+    command = [sys.executable, "-m", "bench.source", socket_path, str(slots)]
+    with ending.process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
         if process.stdout.readline() != b"ready\n":
             raise SystemExit("the source did not start")
         yield f"unix://{socket_path}"
-    finally:
-        process.stdin.close()
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 if __name__ == "__main__":

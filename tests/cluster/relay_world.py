@@ -13,11 +13,13 @@ from typing import Any, Protocol
 
 import aiohttp
 import msgspec
+import pytest
 
 from llambo.cluster.api import Cluster
 from llambo.cluster.relay import RelayRequest, Take
 from llambo.cluster.transcript import Transcript, parsed
 from llambo.core.types import LoadOptions
+from tests.cluster.clusters import until
 
 OPTIONS = LoadOptions(ctx=1024, slots=2, threads=1)
 MESSAGES = [{"role": "user", "content": "What is Llambo?"}]
@@ -131,6 +133,16 @@ async def relay(cluster: Cluster, request: RelayRequest, *deaths: int) -> Seen:
                 kill(cluster, reply.node)
     assert not left, "the answer was over before every node had died"
     return seen
+
+
+async def killed_in_the_middle(cluster: Cluster, request: RelayRequest, *deaths: int) -> Seen:
+    """`relay` where each death was noticed. An answer may be whole in the pipe when its node is killed: then again."""
+    for _ in range(20):
+        seen = await relay(cluster, request, *deaths)
+        await until(lambda: all(node.state.value == "ready" for node in cluster._world.nodes.values()))
+        if len(seen.nodes) == len(deaths) + 1:
+            return seen
+    pytest.fail("no answer of twenty was gone on with by another node")
 
 
 _OWN = {"created", "created_at", "completed_at", "timings", "usage", "system_fingerprint", "id_slot", "tokens_cached"}

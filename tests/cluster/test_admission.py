@@ -100,11 +100,11 @@ async def test_a_node_that_loads_is_counted_before_it_has_touched_its_memory() -
 async def test_the_question_takes_no_longer_for_a_machine_of_any_size() -> None:
     account = admission(10**18)
     await account.room_for(TINY)
-    began = time.perf_counter()
+    began = time.process_time()
     room = await account.room_for(TINY)
     assert room is not None
     assert room > 10**9
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 async def test_what_has_no_header_cannot_be_told(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_file_is_json_of_the_documented_shape_and_private(tmp_path: Path) ->
         "configured_strategy",
         "configured_default",
     ]
-    options = {"ctx": 512, "slots": 0, "threads": 0, "gpu_layers": -1}
+    options = {"ctx": 512, "slots": 0, "threads": 0, "gpu_layers": -1, "threads_by_default": False}
     assert document["models"] == [
         {"name": "m", "ref": "built-in", "options": options, "node_type": "tiny", "pinned": True}
     ]

@@ -116,8 +116,13 @@ async def test_scale_above_the_maximum_is_refused() -> None:
 
 async def test_scaling_down_lets_answers_finish(cluster: Cluster, walk_model: Path) -> None:
     await cluster.spawn(2, node_type="tiny", model=str(walk_model))
+    pids = [node.pid for node in await cluster.nodes()]
+    for pid in pids:  # or the first answer might be over before the second begins
+        os.kill(pid, signal.SIGSTOP)
     answers = [asyncio.create_task(collect(cluster, ask("hello", 300))) for _ in range(2)]
     await until(lambda: cluster.cluster_status().slots.busy == 2)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
     await cluster.scale(1)
     for _, done in await asyncio.gather(*answers):
         assert (done.tokens, done.failovers) == (300, 0)

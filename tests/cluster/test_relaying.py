@@ -30,6 +30,7 @@ from tests.cluster.relay_world import (
     ask,
     dialect,
     essence,
+    killed_in_the_middle,
     pid_of,
     pieces,
     relay,
@@ -143,13 +144,15 @@ async def test_a_stream_whose_node_is_killed_is_that_of_an_undisturbed_run(name:
         await second(cluster)
         whole = await relay(cluster, request)
         for death in (1, 9, whole.transcript.count - 3):
-            seen = await relay(cluster, request, death)
+            if death > 9:  # the last events may have been on their way already
+                seen = await relay(cluster, request, death)
+                await until(lambda: all(node.state.value == "ready" for node in cluster._world.nodes.values()))
+            else:
+                seen = await killed_in_the_middle(cluster, request, death)
             assert seen.events == whole.events
             assert seen.body == b"".join(seen.transcript.events())
             assert seen.transcript.is_whole
             assert len(seen.ids) == len(whole.ids)
-            assert len(seen.nodes) == 2 or death > 9  # the last events may have been on their way already
-            await until(lambda: all(node.state.value == "ready" for node in cluster._world.nodes.values()))
 
 
 LONG: dict[str, Any] = {"max_tokens": 150, "ignore_eos": True}
@@ -166,12 +169,12 @@ KINDS: dict[str, dict[str, Any]] = {
 async def test_sampling_grammars_and_log_probabilities_survive_two_deaths(cluster: Cluster, kind: str) -> None:
     await cluster.scale(3)
     request = dialect("chat", **KINDS[kind])
-    seen = await relay(cluster, request, 3, 12)
+    is_long = kind != "JSON schema"  # which is over soon
+    seen = await (killed_in_the_middle if is_long else relay)(cluster, request, 3, 12)
     seed = KINDS[kind].get("seed", -1)
     whole = await relay(cluster, dialect("chat", **{**KINDS[kind], "seed": seen.transcript.seed if seed < 0 else seed}))
     assert [essence_of_text(event) for event in seen.events] == [essence_of_text(event) for event in whole.events]
     assert len(seen.ids) == 1
-    assert len(seen.nodes) == 3 or kind == "JSON schema"  # which is over soon
 
 
 def essence_of_text(event: Any) -> Any:
@@ -206,7 +209,7 @@ async def test_a_death_before_the_headers_is_not_noticed(cluster: Cluster) -> No
 @pytest.mark.parametrize("streams", [True, False])
 async def test_a_death_between_headers_and_the_first_token_is_not_noticed(cluster: Cluster, streams: bool) -> None:
     await second(cluster)
-    body = {"prompt": "word " * 900, "n_predict": 8, **GREEDY}
+    body = {"prompt": "word " * 900, "n_predict": 100, **GREEDY}
     whole = await relay(cluster, ask("/completion", body, streams=streams))
     task = asyncio.create_task(relay(cluster, ask("/completion", {**body, "cache_prompt": False}, streams=streams)))
     await until(lambda: any(node.busy for node in cluster._world.nodes.values()))
@@ -266,7 +269,7 @@ async def test_who_hangs_up_frees_the_slot_at_once(cluster: Cluster) -> None:
         async with cluster.relay(ENDLESS) as reply:
             await anext(pieces(reply))
             assert any(slot.is_busy for slot in await place.upstream.slots())
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(1):
             while any(slot.is_busy for slot in await place.upstream.slots()):
                 pass
         assert [info.busy for info in await cluster.nodes()] == [0]

@@ -15,11 +15,20 @@ import pytest
 
 from bench.make_model import PRESETS, SPECIALS, Matrix, Writer
 from llambo.cluster.api import Cluster
-from llambo.cluster.relay import RelayRequest
 from llambo.core.errors import BadRequest
-from tests.cluster.clusters import quick, until
+from tests.cluster.clusters import quick
 from tests.cluster.llama_server import BUILT_IN
-from tests.cluster.relay_world import GREEDY, LIMITS, OPTIONS, Seen, ask, dialect, essence, relay, second
+from tests.cluster.relay_world import (
+    GREEDY,
+    LIMITS,
+    OPTIONS,
+    ask,
+    dialect,
+    essence,
+    killed_in_the_middle,
+    relay,
+    second,
+)
 
 # --- ranking ----------------------------------------------------------------------------------------------------------
 
@@ -128,17 +137,7 @@ async def test_a_tool_call_keeps_its_id_when_its_node_dies(name: str, tool_model
         whole = await relay(cluster, request)
         assert b"weather" in whole.body
         for death in (6, 30):
-            seen = await _killed_in_the_middle(cluster, request, death)
+            seen = await killed_in_the_middle(cluster, request, death)
             assert seen.events == whole.events
             assert len(seen.ids) == len(whole.ids)
             assert len(set(CALL_ID.findall(seen.body))) == len(set(CALL_ID.findall(whole.body))) > 0
-
-
-async def _killed_in_the_middle(cluster: Cluster, request: RelayRequest, death: int) -> Seen:
-    """An answer that two nodes gave. One that was whole in the pipe when its node was killed is asked for again."""
-    for _ in range(20):
-        seen = await relay(cluster, request, death)
-        await until(lambda: all(node.state.value == "ready" for node in cluster._world.nodes.values()))
-        if len(seen.nodes) == 2:
-            return seen
-    pytest.fail("no answer of twenty was gone on with by another node")

@@ -193,11 +193,11 @@ async def test_closing_the_client_of_a_node_that_hangs_ends_whatever_waits_for_i
             began = time.monotonic()
             await client.close()
             ends = await asyncio.gather(*tasks, return_exceptions=True)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
         assert [(type(end), str(end)) for end in ends] == [(NodeLost, "node n1 was stopped")] * 4
-        for _ in range(20):  # closed transports go in the next turns of the loop
-            await asyncio.sleep(0)
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        async with asyncio.timeout(5):
+            while len(list(Path("/proc/self/fd").iterdir())) != before:  # closed transports go in the loop's next turns
+                await asyncio.sleep(0)
         os.kill(server.pid, signal.SIGCONT)
 
 
@@ -344,12 +344,12 @@ async def test_a_prefill_that_takes_longer_than_a_stall_is_progress(tmp_path: Pa
 
     async def serve(writer: asyncio.StreamWriter) -> None:
         writer.write(STREAM)
-        for step in range(6):
+        for step in range(8):
             writer.write(progress % step)
             await asyncio.sleep(0.2)
         writer.write(PIECE + END)
 
-    async with server_that(tmp_path / "s", serve, stall_s=0.5) as client:
+    async with server_that(tmp_path / "s", serve, stall_s=1) as client:
         assert await collect(client, "hello") == [TokenEvent("a", (1,)), StreamEnd("stop", 1, 2, 0)]
 
 

@@ -163,7 +163,6 @@ OVERFLOW = b'{"error":{"message":"maximum context length is 8 tokens","code":"co
 @pytest.mark.parametrize(
     ("reply", "error"),
     [
-        (b"", NodeLost),
         (b"SSH-2.0-OpenSSH\r\n", NodeLost),
         (STREAM, NodeLost),
         (STREAM + delta("a"), NodeLost),
@@ -194,8 +193,9 @@ async def test_a_server_that_misbehaves_gives_one_of_our_errors(
         assert type(caught.value) is error
 
 
-async def test_a_server_that_stops_talking_is_lost(tmp_path: Path) -> None:
-    async with server_that_says(tmp_path / "s", STREAM, delta("a"), b"", stall_s=0.3) as (client, _):
+@pytest.mark.parametrize("said", [(), (STREAM, delta("a"))])
+async def test_a_server_that_says_nothing_or_stops_talking_is_lost(tmp_path: Path, said: tuple[bytes, ...]) -> None:
+    async with server_that_says(tmp_path / "s", *said, b"", stall_s=0.3) as (client, _):
         with pytest.raises(NodeLost, match=r"gave nothing for 0\.3 s"):
             await collect(client)
 

@@ -253,3 +253,14 @@ def test_a_verdict_of_this_machine_is_what_nodes_go_by() -> None:
     assert _state()[0] is State.UNTESTED
     backend_store.note_verdict(directory, machine=this_machine(), trusted=True)
     assert _state()[0] is State.TRUSTED
+
+
+async def test_nodes_have_the_number_of_threads_that_was_asked_for(tmp_path: Path, tiny_model: Path) -> None:
+    asked = usable_cores() + 1
+    options = LoadOptions(ctx=256, slots=1, threads=asked)
+    async with _launcher(tmp_path, EnginePolicy()) as launcher:
+        for name in ("n1.1", "n2.1"):
+            await _spawn(launcher, name, tiny_model, options)
+        assert [node.spec.threads for node in launcher._nodes.values()] == [asked, asked]
+        await _spawn(launcher, "n3.1", tiny_model, dataclasses.replace(options, threads_by_default=True))
+        assert launcher._nodes["n3.1"].spec.threads == 1

@@ -216,6 +216,9 @@ class FakeCluster:
     def metrics(self) -> str:
         return "llambo_nodes 1\n"
 
+    async def node_metrics(self) -> str:
+        return ""
+
     def checkpoint(self) -> dict[str, Any]:
         return {"version": 1}
 

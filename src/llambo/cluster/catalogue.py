@@ -6,7 +6,6 @@ Owns the files' facts and the names. Reads and fetches files; starts nothing.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +13,13 @@ from pathlib import Path
 from llambo.core import paths
 from llambo.core.config import NodeType, Settings
 from llambo.core.errors import BadRequest, Cancelled, NameInUse, NoMemory
+from llambo.core.sections import PRESETS
 from llambo.core.threads import run_abandonable
 from llambo.core.types import LoadOptions
 from llambo.engine import gguf, llama, memory, models, references
 from llambo.engine.download import Progress
 from llambo.engine.gguf import ModelFile
+from llambo.engine.policy import threads_of_type
 
 CUSTOM = "custom"
 """The type of nodes whose options were given one by one, as LOAD does."""
@@ -77,12 +78,15 @@ class Catalogue:
     def complete(self, options: LoadOptions, file: ModelFile) -> LoadOptions:
         """The options with the configuration in place of what was left open."""
         defaults = self._settings.models
+        asked = 0 if options.threads_by_default else options.threads
+        threads = asked or defaults.threads
         return replace(
             options,
             ctx=options.ctx or min(defaults.ctx, file.ctx_train or defaults.ctx),
             slots=options.slots or defaults.slots,
-            threads=options.threads or defaults.threads or llama.threads_for(file.tensor_bytes),
+            threads=threads or llama.threads_for(file.tensor_bytes),
             gpu_layers=defaults.gpu_layers if options.gpu_layers < 0 else options.gpu_layers,
+            threads_by_default=not threads,
         )
 
     def type_named(self, name: str) -> NodeType:
@@ -109,11 +113,15 @@ class Catalogue:
     def options_of_type(self, name: str, file: ModelFile, slots: int = 0) -> LoadOptions:
         """What a node of that type gets for this model; `slots` 0 is what the type says."""
         preset = self.type_named(name)
+        shipped = PRESETS.get(name, NodeType()).threads
+        few = llama.threads_for(file.tensor_bytes)
+        threads, by_default = threads_of_type(preset.threads, shipped=shipped, few=few)
         return LoadOptions(
             ctx=min(preset.ctx, file.ctx_train or preset.ctx),
             slots=slots or preset.slots,
-            threads=llama.threads_for(file.tensor_bytes) or min(preset.threads, os.cpu_count() or 1),
+            threads=threads,
             gpu_layers=self._settings.models.gpu_layers,
+            threads_by_default=by_default,
         )
 
     def node_options(self, entry: Entry, node_type: str, slots: int = 0) -> LoadOptions:

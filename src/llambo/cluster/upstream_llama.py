@@ -17,9 +17,10 @@ from llambo.cluster import bounds
 from llambo.cluster.failover import Attempt, StreamEnd
 from llambo.cluster.launch.base import TEMPLATE, TOKEN_IDS, NodeHandle
 from llambo.cluster.upstream_http import BadStatus, NodeHttp
-from llambo.cluster.upstream_json import MALFORMED, count, decoded
+from llambo.cluster.upstream_json import count, decoded
 from llambo.cluster.upstream_relay import NodeReply, NotThere, RelayCall, Words, opened
 from llambo.core.errors import BadRequest, EngineFailed, LlamboError, NodeLost, PromptTooLong
+from llambo.core.llama_fault import LlamaFault, fault_in
 from llambo.core.types import GenerateRequest, Sampling, TokenEvent
 from llambo.engine.memory import CTX_GRANULE
 
@@ -64,13 +65,6 @@ class _Progress(msgspec.Struct):
     processed: int = 0
 
 
-class _Error(msgspec.Struct):
-    message: str = ""
-    type: str = ""
-    n_prompt_tokens: int = 0
-    n_ctx: int = 0
-
-
 class _Chunk(msgspec.Struct):
     """One event of /completion, as far as it is read here."""
 
@@ -83,7 +77,7 @@ class _Chunk(msgspec.Struct):
     completion_probabilities: list[_Probability] = []
     prompt_progress: _Progress | None = None
     timings: _Timings | None = None
-    error: _Error | None = None
+    error: LlamaFault | None = None
 
 
 class _Embedding(msgspec.Struct):
@@ -104,10 +98,6 @@ class _Reply(msgspec.Struct):
     data: list[_Embedding] = []
     n_saved: int = 0
     n_restored: int = 0
-
-
-class _Fault(msgspec.Struct):
-    error: _Error
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -226,10 +216,10 @@ class LlamaUpstream:
             raise self._error_of_status(error) from None
 
     def _error_of_status(self, failure: BadStatus) -> LlamboError:
-        try:
-            return self._error_of(msgspec.json.decode(failure.body, type=_Fault).error)
-        except MALFORMED:
+        fault = fault_in(failure.body)
+        if fault is None:
             return EngineFailed(f"node {self.node} failed with HTTP status {failure.status} and no reason")
+        return self._error_of(fault)
 
     def _check(self, status: int, body: bytes) -> PromptTooLong | None:
         """Raises for a refusal that is not the request's own fault."""
@@ -247,19 +237,19 @@ class LlamaUpstream:
         if isinstance(error, dict) and isinstance(error.get("error"), dict):
             error = error["error"]
         try:
-            return self._error_of(msgspec.convert(error, _Error))
+            return self._error_of(msgspec.convert(error, LlamaFault))
         except msgspec.ValidationError:
             return EngineFailed(f"node {self.node} failed in the middle of its answer")
 
-    def _error_of(self, error: _Error) -> LlamboError:
+    def _error_of(self, error: LlamaFault) -> LlamboError:
         match error:
-            case _Error(type="exceed_context_size_error"):
+            case LlamaFault(type="exceed_context_size_error"):
                 return _too_long("prompt", error.n_prompt_tokens, error.n_ctx)
-            case _Error() if found := _TOO_LONG_TO_POOL.search(error.message):
+            case LlamaFault() if found := _TOO_LONG_TO_POOL.search(error.message):
                 return _too_long("text", int(found[1]), int(found[2]))
-            case _Error(type="invalid_request_error"):
+            case LlamaFault(type="invalid_request_error"):
                 return BadRequest(error.message)
-            case _Error() if _CALLERS_FAULT.search(error.message):
+            case LlamaFault() if _CALLERS_FAULT.search(error.message):
                 return BadRequest(error.message)
             case _:
                 return EngineFailed(f"node {self.node} failed: {error.message or 'without saying why'}")

@@ -5,6 +5,7 @@ Owns the two environment variables `LLAMBO_HOME` and `LLAMBO_RUNTIME_DIR` and th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -75,7 +76,8 @@ def make_short_private_dir(parent: Path, prefix: str, longest_name: str) -> Path
         candidate = tempfile.mkdtemp(prefix=prefix, dir=parent)
         if len(os.fsencode(f"{candidate}/{longest_name}")) <= SOCKET_PATH_MAX:
             return Path(candidate)
-        Path(candidate).rmdir()
+        with contextlib.suppress(FileNotFoundError):  # another's sweep may have taken it
+            Path(candidate).rmdir()
         return Path(tempfile.mkdtemp(prefix=f"{OVERFLOW_PREFIX}{prefix}"))
     except OSError as error:
         raise BadConfig(f"cannot create a directory in {parent}: {error.strerror}") from None

@@ -146,6 +146,7 @@ class LoadOptions:
     """How a model is loaded; 0 leaves the choice to the configuration.
 
     `ctx` is tokens per slot, `slots` the number of parallel sequences, `gpu_layers` -1 for as many as fit.
+    `threads_by_default` says that nobody asked for that number: nodes that share a machine may get fewer.
 
     Raises: `BadRequest` for a value out of range.
     """
@@ -154,6 +155,7 @@ class LoadOptions:
     slots: int = 0
     threads: int = 0
     gpu_layers: int = -1
+    threads_by_default: bool = False
 
     def __post_init__(self) -> None:
         _check_range("ctx", self.ctx, 0, 2**24)

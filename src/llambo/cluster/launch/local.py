@@ -252,6 +252,7 @@ class LocalLauncher:
             ctx=request.options.ctx,
             slots=request.options.slots,
             threads=request.options.threads,
+            threads_by_default=request.options.threads_by_default,
             gpu_layers=request.options.gpu_layers,
             embedding=request.embedding,
             reranking=request.reranking,
