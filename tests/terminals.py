@@ -159,13 +159,14 @@ def on_terminal(
     """A program on a terminal, in a session of its own, with a `kind` of person there; killed where it still runs."""
     main, other = pty.openpty()
     termios.tcsetwinsize(other, (rows, columns))
+    inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     set_apart = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "COLORTERM": "", **environment}
     process = subprocess.Popen(
         command,
         stdin=other,
         stdout=other,
         stderr=other,
-        env={**os.environ, **set_apart},
+        env=inherited | set_apart,
         start_new_session=True,
         preexec_fn=_take_terminal,  # noqa: PLW1509 - no test runs threads when it starts a program
     )

@@ -11,6 +11,7 @@ from llambo.dish.commands import TABLE
 from tests.cli.programs import run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "usage.md").read_text(encoding="utf-8")
+OF_DISH = PAGE.split("\n## From Python")[0]
 LINES = re.findall(r"^ {4}llambo> (.*)$", PAGE, re.MULTILINE)
 
 
@@ -23,7 +24,7 @@ def test_the_lines_that_are_shown_run() -> None:
 
 
 def test_the_table_of_commands_is_that_of_the_code() -> None:
-    rows = re.findall(r"^\| `(.*?)` \| (.*?)(?: \(also `(.*)`\))? \|$", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| `(.*?)` \| (.*?)(?: \(also `(.*)`\))? \|$", OF_DISH, re.MULTILINE)
     told = [(usage.replace("\\|", "|"), what, alias) for usage, what, alias in rows]
     assert told == [(command.usage, command.help, "".join(command.aliases)) for command in TABLE.commands]
 

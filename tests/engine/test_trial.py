@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,30 @@ from llambo.engine.trial import Setting, Trial, TrialFailed, TrialLate
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where trials make their directories, also those of processes that are started from here."""
-    directory = tmp_path / "temporary"
-    directory.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    monkeypatch.setenv("TMPDIR", str(directory))
-    return directory
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where trials make their directories, also those of processes that are started from here.
+
+    A short path: there are sockets further down.
+    """
+    with tempfile.TemporaryDirectory(prefix="lt-") as directory:
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        monkeypatch.setenv("TMPDIR", directory)
+        yield Path(directory)
 
 
 def test_a_model_that_does_not_open_is_told_by_a_trial(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     with pytest.raises(TrialFailed, match="Failed to init server"):
         Trial(Setting(str(tmp_path / "bad.gguf")))
+
+
+def test_a_socket_whose_path_does_not_fit_is_told_as_that(
+    temporary: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary / ("x" * 100)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary / ("x" * 100)))
+    with pytest.raises(TrialFailed, match="too long for a socket's path, which has at most 103 bytes"):
+        Trial(Setting(str(tiny_model)))
 
 
 def test_a_trial_that_is_not_open_in_time_is_ended(tiny_model: Path) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llambo.core import paths
+
 LOG_WARNINGS = 2
 """llama.cpp's verbosity for warnings and errors: a line per request would grow a node's log without bound."""
 
@@ -139,6 +141,11 @@ def open_server(setting: ServerSetting) -> Any:
     """
     import xllamacpp  # noqa: PLC0415 - the zygote has imported it before the fork
 
+    if len(os.fsencode(setting.socket_path)) > paths.SOCKET_PATH_MAX:  # llama.cpp would not say what is wrong
+        raise EngineRefused(
+            f"{setting.socket_path} is too long for a socket's path, which has at most {paths.SOCKET_PATH_MAX} bytes;"
+            " choose a shorter LLAMBO_RUNTIME_DIR or TMPDIR"
+        )
     try:
         return xllamacpp.Server(_parameters(setting))
     except RuntimeError as error:
