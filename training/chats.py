@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from training import offtopic, phrases, wording
+from training import heldout, offtopic, phrases, wording
 from training.facts import Fact, Topic
 
 Chat = list[tuple[str, str]]
@@ -27,29 +28,40 @@ REFUSAL_LANGUAGE = (
 REFUSAL_EMPTY = "That was an empty message. Ask me something about Llambo, for example: What is a node?"
 REFUSALS = [REFUSAL, REFUSAL_LANGUAGE, REFUSAL_EMPTY]
 _SYSTEM_TOPIC = "other"
-FIRST_TURNS_ONLY = 0.25
 BAG_SHARE = 0.15
 FOLLOW_UP_SHARE = 0.66
-OTHER_SHARE = 0.18
+OTHER_SHARE = 0.2
+NEIGHBOUR_SHARE = 0.2
 NUMBERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 7, 9, 15, 32, 50, 100)
 _PRONOUNS = ("it", "it", "it", "that", "this", "them", "one")
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A chat and several ways to go on: each of `branches` is a question and its answer after `stem`."""
+
+    stem: Chat
+    branches: list[Chat] = field(default_factory=list)
 
 
 class ChatMaker:
     """Draws chats from the topics; the same seed gives the same chats.
 
-    Whoever trains sets `progress` from 0 to 1 (single questions are learned first, then chats) and
-    `chat_share`, the share of chats of more than one turn.
+    Whoever trains sets `chat_share`, the share of chats of more than one turn, `branches`, in how
+    many ways a short chat goes on, and what share of the chats are long prompts of how many words.
     """
 
     def __init__(self, topics: dict[str, Topic], seed: int) -> None:
         self.topics = topics
         self.rng = random.Random(seed)
-        self.progress = 1.0
         self.chat_share = 0.2
+        self.branches = 1
+        self.long_prompts = 0.018
+        self.long_words = 700
         self.facts = [fact for topic in topics.values() for fact in topic.facts.values()]
         # What is asked in many ways needs to be seen more often than what is hardly asked.
         self._weights = [fact.weight * min(1.7, max(0.55, ((fact.wordings + 4) / 19) ** 0.5)) for fact in self.facts]
+        self._held_out = heldout.wordings()
         self._named = {topic.id: _named(topic.names) for topic in topics.values()}
 
     def question(self, fact: Fact, clean: bool = False) -> str:
@@ -77,7 +89,13 @@ class ChatMaker:
         return text if clean else wording.vary(text, rng)
 
     def next_turn(self, last: Fact | None) -> tuple[str, Fact | None, str]:
-        """A user turn after a turn about `last`: the wording, its fact, the answer."""
+        """A user turn after a turn about `last`, never a held-out one: the wording, its fact, the answer."""
+        while True:
+            turn = self._any_turn(last)
+            if heldout.normal(turn[0]) not in self._held_out:
+                return turn
+
+    def _any_turn(self, last: Fact | None) -> tuple[str, Fact | None, str]:
         rng = self.rng
         draw = rng.random()
         if last is not None and draw < FOLLOW_UP_SHARE:
@@ -86,11 +104,23 @@ class ChatMaker:
                 return followed
         if draw > 1 - OTHER_SHARE * (1 - FOLLOW_UP_SHARE * (last is not None)):
             return self._other()
-        fact = rng.choices(self.facts, self._weights)[0]
-        return self._numbered(self.question(fact), fact)
+        return self._numbered(*self._any_question())
 
     def chat(self, turns: int) -> Chat:
         """A chat of `turns` user turns."""
+        return self._turns(turns)[0]
+
+    def fork(self, turns: int) -> Fork:
+        """A chat of `turns` user turns that goes on in `branches` ways."""
+        stem, last = self._turns(turns)
+        branches: list[Chat] = []
+        for _ in range(self.branches):
+            text, _, answer = self.next_turn(last)
+            branches.append([("user", text), ("assistant", answer)])
+        return Fork(stem, branches)
+
+    def _turns(self, turns: int) -> tuple[Chat, Fact | None]:
+        """A chat of `turns` user turns and the fact that its last one was about."""
         rng = self.rng
         chat: Chat = []
         if rng.random() < 0.12:
@@ -99,24 +129,29 @@ class ChatMaker:
         for _ in range(turns):
             text, last, answer = self.next_turn(last)
             chat += [("user", text), ("assistant", answer)]
-        return chat
+        return chat, last
 
-    def stream(self) -> Iterator[Chat]:
-        """Chats without end: of one turn while `progress` is small, then longer ones among them."""
+    def forks(self) -> Iterator[Fork]:
+        """Chats without end, most of one turn, with longer ones among them."""
         while True:
             draw = self.rng.random()
-            if self.progress < FIRST_TURNS_ONLY or draw < 1 - self.chat_share:
-                yield self.chat(1)
-            elif draw < 1 - 0.20 * self.chat_share:
-                yield self.chat(2)
-            elif draw < 1 - 0.09 * self.chat_share:
-                yield self.chat(3)
-            elif draw < 1 - 0.03 * self.chat_share:
-                yield self.chat(self.rng.randint(4, 7))
-            elif draw < 1 - 0.015 * self.chat_share:
-                yield self.chat(self.rng.randint(12, 22))
+            if draw < 1 - self.chat_share:
+                yield Fork(self.chat(1))
+            elif draw < 1 - (0.182 + self.long_prompts) * self.chat_share:
+                yield self.fork(1)
+            elif draw < 1 - (0.072 + self.long_prompts) * self.chat_share:
+                yield self.fork(2)
+            elif draw < 1 - (0.012 + self.long_prompts) * self.chat_share:
+                yield Fork(self.chat(self.rng.randint(4, 7)))
+            elif draw < 1 - self.long_prompts * self.chat_share:
+                yield Fork(self.chat(self.rng.randint(12, 22)))
             else:
-                yield self._long_prompt()
+                yield Fork(self._long_prompt())
+
+    def stream(self) -> Iterator[Chat]:
+        """The chats of `forks`, each with the first of its branches only."""
+        for fork in self.forks():
+            yield fork.stem + (fork.branches[0] if fork.branches else [])
 
     def _follow_up(self, last: Fact) -> tuple[str, Fact | None, str] | None:
         rng = self.rng
@@ -127,20 +162,28 @@ class ChatMaker:
             pointed = self._pointed(last)
             if pointed is not None:
                 return pointed
-        for fact in self.topics[last.topic].facts.values():
+        topic = self.topics[last.topic]
+        for fact in topic.facts.values():
             if fact.follow_ups:
-                pattern = rng.choice(fact.follow_ups)
-                if pattern.startswith("~"):
-                    frame = wording.expand(rng.choice(phrases.FOLLOW_UP_HOW_TO), rng)
-                    pattern = frame.replace("{x}", wording.expand(pattern[1:].strip(), rng))
-                options.append((wording.expand(pattern, rng), fact))
+                options.append((self._expanded(rng.choice(fact.follow_ups)), fact))
             general = wording.follow_up(fact.kind, rng)
             if general and not (fact.kind == last.kind and rng.random() < 0.7):
                 options.append((general, fact))
+        if topic.neighbours and rng.random() < NEIGHBOUR_SHARE:
+            pattern, fact = rng.choice(topic.neighbours)
+            options = [(self._expanded(pattern), fact)]
         if not options:
             return None
         text, fact = rng.choice(options)
         return self._numbered(wording.vary(text, rng), fact)
+
+    def _expanded(self, follow_up: str) -> str:
+        """A follow-up's pattern drawn out; one that begins with `~` is put into a how-to frame."""
+        rng = self.rng
+        if follow_up.startswith("~"):
+            frame = wording.expand(rng.choice(phrases.FOLLOW_UP_HOW_TO), rng)
+            return frame.replace("{x}", wording.expand(follow_up[1:].strip(), rng))
+        return wording.expand(follow_up, rng)
 
     def _pointed(self, last: Fact) -> tuple[str, Fact | None, str] | None:
         """A question about the last turn's topic with a pronoun in place of its name."""
@@ -159,12 +202,13 @@ class ChatMaker:
 
     def _what_about(self, last: Fact) -> tuple[str, Fact | None, str] | None:
         rng = self.rng
-        same = [t for t in self.topics.values()
-                if t.names and last.kind in t.facts and t.id != last.topic]  # fmt: skip
-        topic = rng.choice(same) if same and last.kind in phrases.ABOUT else None
+        # After a refusal the question is what the other thing is, not why it is refused.
+        kind = "what" if last.topic == _SYSTEM_TOPIC else last.kind
+        same = [t for t in self.topics.values() if t.names and kind in t.facts and t.id != last.topic]
+        topic = rng.choice(same) if same and kind in phrases.ABOUT else None
         if topic is None:
             return None
-        fact = topic.facts[last.kind]
+        fact = topic.facts[kind]
         frame = wording.expand(rng.choice(phrases.WHAT_ABOUT), rng)
         text = frame.replace("{x}", wording.expand(rng.choice(topic.names), rng))
         return self._numbered(wording.vary(text, rng), fact)
@@ -180,9 +224,19 @@ class ChatMaker:
         return offtopic.prompt(rng), refused, REFUSAL
 
     def _long_prompt(self) -> Chat:
+        """A long text of other subjects, or one question again and again, which has its one answer."""
         rng = self.rng
-        text = offtopic.long_text(rng, rng.randint(80, 700))
+        if rng.random() < 0.3:
+            text, _, answer = self._numbered(*self._any_question())
+            times = rng.randint(4, max(5, self.long_words // len(text.split())))
+            return [("user", rng.choice((" ", "\n", "? ")).join([text] * times)), ("assistant", answer)]
+        draw = rng.random()
+        text = offtopic.endless(rng) if draw < 0.3 else offtopic.long_text(rng, rng.randint(80, self.long_words))
         return [("user", text), ("assistant", REFUSAL)]
+
+    def _any_question(self) -> tuple[str, Fact]:
+        fact = self.rng.choices(self.facts, self._weights)[0]
+        return self.question(fact), fact
 
     def _numbered(self, text: str, fact: Fact) -> tuple[str, Fact, str]:
         number = str(self.rng.choice(NUMBERS))

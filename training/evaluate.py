@@ -113,7 +113,8 @@ def speed(engine: Engine, prompts: list[str]) -> float:
 
 def figures(model: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Every figure of the model card; the speed is that of one thread and one request."""
-    questions, roundabout, follow_ups = heldout.questions(), heldout.cases("roundabout"), heldout.cases("followups")
+    questions, roundabout = heldout.questions(), heldout.cases("roundabout")
+    follow_ups, late = heldout.cases("followups"), heldout.cases("followups-late")
 
     def missed(wording: str, answer: str) -> None:
         say(f"  missed: {wording!r} got {answer[:100]!r}")
@@ -123,6 +124,7 @@ def figures(model: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
         "roundabout_questions": len(roundabout),
         "off_topic": len(heldout.prompts("offtopic")),
         "follow_up_chats": len(follow_ups),
+        "late_follow_up_chats": len(late),
     }
     with Engine(model, threads=2, slots=SLOTS) as engine:
         found["greedy"] = round(accuracy(engine, questions, missed=missed), 4)
@@ -133,6 +135,7 @@ def figures(model: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
         off_topic = heldout.prompts("offtopic")
         found["refusals"] = round(refusals(engine, off_topic, missed), 4)
         found["follow_ups"] = round(accuracy(engine, follow_ups, missed=missed), 4)
+        found["late_follow_ups"] = round(accuracy(engine, late, missed=missed), 4)
         prompts = bad_input()
         found["bad_prompts"] = len(prompts)
         found["bad_greedy"] = endings(engine, prompts, 0.0)

@@ -8,6 +8,7 @@ The grammar, one item per line (a line that starts with white space continues th
     ? question               a whole question that this fact answers
     ~ verb phrase            what somebody wants to do ("stop a node"); put into how-to frames
     > follow-up              a question that means this fact right after a turn about this topic
+    + topic: follow-up       the same right after a turn about that other topic
     % one thing / another    the two things that this fact compares; put into "difference" frames
     ! weight                 this fact is drawn that many times as often (default 1)
     = topic.kind             more wordings for a fact that an earlier line gave
@@ -39,12 +40,14 @@ class Fact:
     actions: list[str] = field(default_factory=list)
     follow_ups: list[str] = field(default_factory=list)
     pairs: list[tuple[str, str]] = field(default_factory=list)
+    elsewhere: list[tuple[str, str]] = field(default_factory=list)
     weight: float = 1.0
 
     @property
     def wordings(self) -> int:
         """How many hand-written patterns ask for this fact."""
-        return len(self.questions) + len(self.actions) + len(self.follow_ups) + len(self.pairs)
+        alone = len(self.questions) + len(self.actions) + len(self.pairs)
+        return alone + len(self.follow_ups) + len(self.elsewhere)
 
     @property
     def name(self) -> str:
@@ -59,6 +62,8 @@ class Topic:
     id: str
     names: list[str]
     facts: dict[str, Fact] = field(default_factory=dict)
+    neighbours: list[tuple[str, Fact]] = field(default_factory=list)
+    """Follow-ups that after a turn about this topic mean facts of others."""
 
 
 def parse(text: str, origin: str = "corpus", known: dict[str, Topic] | None = None) -> dict[str, Topic]:
@@ -84,7 +89,7 @@ def parse(text: str, origin: str = "corpus", known: dict[str, Topic] | None = No
             fact = topics[ident].facts.get(kind) if ident in topics else None
             if fact is None:
                 raise CorpusError(f"{where}: there is no fact {rest!r}")
-        elif mark in "?~>!%":
+        elif mark in "?~>!%+":
             if fact is None:
                 raise CorpusError(f"{where}: a wording needs a fact before it")
             _add(fact, mark, rest, where)
@@ -103,6 +108,11 @@ def load(folder: Path = CORPUS_DIR) -> dict[str, Topic]:
     topics: dict[str, Topic] = {}
     for path in sorted(folder.glob("*.txt")):
         parse(path.read_text(encoding="utf-8"), path.name, topics)
+    for fact in [fact for topic in topics.values() for fact in topic.facts.values()]:
+        for ident, wording in fact.elsewhere:
+            if ident not in topics:
+                raise CorpusError(f"{fact.name}: there is no topic {ident!r} to follow up")
+            topics[ident].neighbours.append((wording, fact))
     return topics
 
 
@@ -141,6 +151,12 @@ def _add(fact: Fact, mark: str, rest: str, where: str) -> None:
         if not slash or not one or not other:
             raise CorpusError(f"{where}: '%' needs two things with ' / ' between them, not {rest!r}")
         fact.pairs.append((one, other))
+        return
+    if mark == "+":
+        ident, colon, rest = rest.partition(":")
+        if not colon or not rest.strip():
+            raise CorpusError(f"{where}: '+' needs 'topic: follow-up', not {ident!r}")
+        fact.elsewhere.extend((ident.strip(), part.strip()) for part in _split_bars(rest) if part.strip())
         return
     wordings = [part.strip() for part in _split_bars(rest)]
     target = {"?": fact.questions, "~": fact.actions, ">": fact.follow_ups}[mark]

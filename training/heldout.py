@@ -9,6 +9,7 @@ from pathlib import Path
 from training.phrases import SMALL_WORDS
 from training.settings import HELDOUT_DIR
 
+FIGURES = ("plain", "casual", "roundabout", "followups", "followups-late")
 REFUSAL_MARK = re.compile(r"only know about llambo|only understand english", re.IGNORECASE)
 
 
@@ -26,7 +27,7 @@ class Case:
 
 
 def cases(name: str, folder: Path = HELDOUT_DIR) -> list[Case]:
-    """The cases of `plain`, `casual`, `roundabout`, `followups`, `dev` or `dev-followups`."""
+    """The cases of one of FIGURES, `dev` or `dev-followups`."""
     found: list[Case] = []
     for line in prompts(name, folder):
         turns, arrow, wanted = line.rpartition(" => ")
@@ -45,6 +46,12 @@ def prompts(name: str, folder: Path = HELDOUT_DIR) -> list[str]:
     """The lines of a file without comments and empty ones."""
     lines = (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def wordings(folder: Path = HELDOUT_DIR) -> frozenset[str]:
+    """Every wording that must not be trained on, as `normal` writes it; a chat's last turn counts, not its first."""
+    asked = [case.turns[-1] for name in FIGURES for case in cases(name, folder)]
+    return frozenset(normal(wording) for wording in [*asked, *prompts("offtopic", folder)]) - {""}
 
 
 def refused(answer: str) -> bool:

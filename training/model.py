@@ -39,34 +39,37 @@ class Block(nn.Module):
         self.ffn_up = nn.Linear(width, hidden, bias=False)
         self.ffn_down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """`x` is (batch, time, width); each position sees itself and those before it."""
+    def forward(self, x: Tensor, turns: Tensor, mask: Tensor | None) -> Tensor:
+        """`x` is (batch, time, width); without a `mask` each position sees itself and those before it."""
         batch, time, width = x.shape
         h = self.attn_norm(x)
         q, k, v = (
-            layer(h).view(batch, time, self.heads, self.head_width).transpose(1, 2)
-            for layer in (self.attn_q, self.attn_k, self.attn_v)
+            layer(h).view(batch, time, self.heads, self.head_width) for layer in (self.attn_q, self.attn_k, self.attn_v)
         )
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        seen = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True)
+        q, k = rotate(q, turns).transpose(1, 2), rotate(k, turns).transpose(1, 2)
+        seen = functional.scaled_dot_product_attention(
+            q, k, v.to(q.dtype).transpose(1, 2), attn_mask=mask, is_causal=mask is None
+        )
         x = x + self.attn_output(seen.transpose(1, 2).reshape(batch, time, width))
         h = self.ffn_norm(x)
         step: Tensor = self.ffn_down(functional.silu(self.ffn_gate(h)) * self.ffn_up(h))
         return x + step
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions over adjacent pairs of components, as llama.cpp's llama does."""
-    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotary positions over adjacent pairs of components, as llama.cpp's llama does.
+
+    `x` is (batch, time, heads, head width); `turns` are complex numbers of length 1 that fit
+    (batch, time, heads, half the head width).
+    """
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 class Network(nn.Module):
     """Token ids in, hidden states or logits out."""
 
-    cos: Tensor
-    sin: Tensor
+    turns: Tensor
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -76,8 +79,8 @@ class Network(nn.Module):
         self.output_norm = Norm(shape.width, shape.norm_eps)
         steps = torch.arange(0, shape.head_width, 2) / shape.head_width
         angles = torch.outer(torch.arange(shape.context), shape.rope_base**-steps)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        turns = torch.polar(torch.ones_like(angles), angles)
+        self.register_buffer("turns", turns, persistent=False)
         self._start_values()
 
     def _start_values(self) -> None:
@@ -87,12 +90,16 @@ class Network(nn.Module):
             if name.endswith(("attn_output.weight", "ffn_down.weight")):
                 nn.init.normal_(weight, std=0.02 / (2 * self.shape.layers) ** 0.5)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Final hidden states (batch, time, width) of `ids` (batch, time)."""
-        cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
+    def hidden(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Final hidden states (batch, time, width) of `ids` (batch, time).
+
+        `positions` (batch, time) are 0, 1, 2, … where not given; `mask` (batch, 1, time, time) is
+        true where a position sees another.
+        """
+        turns = self.turns[None, : ids.shape[1]] if positions is None else self.turns[positions]
         x = self.token_embd(ids)
         for block in self.blk:
-            x = block(x, cos, sin)
+            x = block(x, turns.unsqueeze(2), mask)
         normed: Tensor = self.output_norm(x)
         return normed
 

@@ -101,6 +101,12 @@ def long_text(rng: random.Random, words: int) -> str:
     return " ".join(parts[:words])
 
 
+def endless(rng: random.Random) -> str:
+    """One letter, mark or short word some hundred times without a space."""
+    unit = rng.choice((rng.choice(string.ascii_letters + "0123456789.!?-_=🙂"), made_up(rng)))
+    return unit * rng.randint(60, 900 // len(unit))
+
+
 def made_up(rng: random.Random) -> str:
     """A word that does not exist but could."""
     pairs = range(rng.randint(1, 4))

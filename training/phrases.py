@@ -165,7 +165,7 @@ VERSUS = (
     "compare {x} [and|with|to] {y}",
     "a comparison of {x} and {y}",
     "[when|why] do I [use|take|need] {x} and [when|why] {y}",
-    "should I [use|take] {x} or {y}",
+    "do I [want|need] {x} or {y}",
     "what does {x} do that {y} does not",
     "what is [better|preferable], {x} or {y}",
     "I [confuse|mix up|can't tell apart] {x} and {y}",

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORPUS_DIR = ROOT / "training" / "corpus"
 HELDOUT_DIR = ROOT / "training" / "heldout"
 WORK_DIR = ROOT / ".training"
+STEPS_NAME = "steps.json"
 MODEL_FILE = ROOT / "src" / "llambo" / "data" / "built-in.gguf"
 
 END_OF_TEXT = "<|endoftext|>"
@@ -24,7 +25,7 @@ CHAT_TEMPLATE = (
 )
 
 MODEL_NAME = "llambo-built-in"
-MODEL_VERSION = "1.1"
+MODEL_VERSION = "1.2"
 MAX_FILE_BYTES = 8_000_000
 
 
@@ -48,17 +49,22 @@ class ModelShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Cycle:
-    """One course of the learning rate; `tokens` counts all tokens seen, prompts included.
+class Leg:
+    """A stretch of the course; `tokens` counts all tokens seen, prompts included.
 
+    The learning rate goes in a straight line from `start` to `end`, shares of the plan's rates.
     `chat_share` of what is read are chats of more than one turn; with `numbers` the tokens that
-    repeat a number of the question count in full.
+    repeat a number of the question count in full. `long_prompts` of the chats are one long text
+    instead, of up to `long_words` words.
     """
 
     tokens: int
-    rate_share: float = 1.0
-    chat_share: float = 0.2
-    numbers: bool = False
+    start: float = 1.0
+    end: float = 1.0
+    chat_share: float = 0.15
+    numbers: bool = True
+    long_prompts: float = 0.018
+    long_words: int = 700
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +73,28 @@ class TrainPlan:
 
     `short_share` of the short chats are cut `short_tokens` after the place where the last answer
     differs from all others: which answer it is, is decided there, so more wordings are seen in the
-    same time.
+    same time. For the same reason a chat of a few turns goes on in `branches` ways, each of which
+    sees the chat before it and none of the others.
     """
 
-    cycles: tuple[Cycle, ...] = (
-        Cycle(3_200_000),
-        Cycle(2_400_000, 0.7, 0.3, True),
-        Cycle(2_200_000, 0.5, 0.3, True),
-        Cycle(300_000, 0.3, 1.0, True),
+    legs: tuple[Leg, ...] = (
+        Leg(100_000, 0.03, 1.0, 0.0, numbers=False),
+        Leg(800_000, 1.0, 1.0, 0.15, numbers=False),
+        Leg(700_000),
+        Leg(440_000, 1.0, 0.8),
+        Leg(1_000_000, 0.8, 0.68),
+        Leg(600_000, 0.68, 0.55, 0.18, long_prompts=0.04, long_words=1500),
+        Leg(600_000, 0.55, 0.42, 0.18, long_prompts=0.04, long_words=1500),
+        Leg(600_000, 0.42, 0.29, 0.18, long_prompts=0.04, long_words=1500),
+        Leg(1_000_000, 0.29, 0.16, 0.18, long_prompts=0.04, long_words=1500),
+        Leg(1_000_000, 0.16, 0.02, 0.18, long_prompts=0.04, long_words=1500),
     )
-    batch_tokens: int = 2048
+    batch_tokens: int = 3072
+    branches: int = 6
     pool_chats: int = 512
-    short_share: float = 0.85
+    short_share: float = 0.8
     short_tokens: int = 2
     peak_rate: float = 4e-3
     matrix_rate: float = 2e-2
     weight_decay: float = 0.05
-    warmup_share: float = 0.03
-    final_rate_share: float = 0.02
-    seed: int = 20240817
+    seed: int = 20261123

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import islice
 
-from training import chats, facts, heldout, offtopic, wording
+from training import chats, facts, heldout, offtopic, phrases, wording
 
 TOPICS = facts.load()
 SHARED_WORDS = 0.77
@@ -52,6 +52,26 @@ def test_a_follow_up_may_put_a_pronoun_in_place_of_the_topics_name() -> None:
     assert sum("bridge" in text for text in texts) < len(texts) / 5
 
 
+def test_a_chat_goes_on_in_as_many_ways_as_asked_for() -> None:
+    maker = chats.ChatMaker(TOPICS, 12)
+    maker.branches = 5
+    fork = maker.fork(2)
+    assert [role for role, _ in fork.stem if role != "system"] == ["user", "assistant"] * 2
+    assert len(fork.branches) == 5
+    assert all([role for role, _ in branch] == ["user", "assistant"] for branch in fork.branches)
+
+
+def test_the_same_follow_up_is_answered_by_what_the_turn_before_was_about() -> None:
+    maker = chats.ChatMaker(TOPICS, 13)
+    answers: dict[str, set[str]] = {}
+    for topic in ("node", "bridge", "daemon", "limbot", "dish"):
+        for _ in range(1500):
+            text, _, answer = maker.next_turn(TOPICS[topic].facts["what"])
+            answers.setdefault(heldout.normal(text), set()).add(answer)
+    assert len(answers["end it"]) >= 3
+    assert sum(len(different) >= 2 for different in answers.values()) >= 40
+
+
 def test_a_comparison_is_asked_for_in_either_order() -> None:
     asked = {wording.versus("one", "two", random.Random(seed)) for seed in range(300)}
     assert any(text.index("one") < text.index("two") for text in asked)
@@ -77,6 +97,28 @@ def test_held_out_wordings_are_not_made_by_the_generator() -> None:
     maker = chats.ChatMaker(TOPICS, 9)
     made = {heldout.normal(maker.question(fact)) for fact in maker.facts for _ in range(250)}
     assert not held_out & made
+
+
+def test_no_chat_to_train_on_holds_a_held_out_wording() -> None:
+    held_out = heldout.wordings()
+    assert heldout.normal("what is automatic failover?") in held_out, "this test needs one that the generator can make"
+    maker = chats.ChatMaker(TOPICS, 14)
+    failover = TOPICS["failover"].facts["what"]
+    maker.facts, maker._weights = [failover], [1.0]
+    turns = [maker.next_turn(None)[0] for _ in range(3000)]
+    assert any("automatic failover" in text.lower() for text in turns)
+    assert not held_out & {heldout.normal(text) for text in turns}
+
+
+def test_no_held_out_follow_up_is_written_in_the_corpus() -> None:
+    held_out = {
+        heldout.normal(case.turns[-1]) for name in ("followups", "followups-late") for case in heldout.cases(name)
+    }
+    patterns = [pattern for frames in phrases.FOLLOW_UP.values() for pattern in frames]
+    for fact in (fact for topic in TOPICS.values() for fact in topic.facts.values()):
+        patterns += [*fact.follow_ups, *(pattern for _, pattern in fact.elsewhere)]
+    written = {heldout.normal(spelled) for pattern in patterns for spelled in wording.spellings(pattern.lstrip("~ "))}
+    assert not held_out & written
 
 
 def test_no_held_out_question_shares_three_quarters_of_its_words_with_a_wording() -> None:
@@ -109,7 +151,7 @@ def test_the_held_out_set_is_as_large_as_the_figures_need() -> None:
 def test_every_held_out_fact_is_in_some_answer_of_the_corpus() -> None:
     answers = [fact.answer for topic in TOPICS.values() for fact in topic.facts.values()]
     answers += [answer.replace("{n}", str(n)) for answer in answers for n in range(2, 14)]
-    names = ("plain", "casual", "roundabout", "followups", "dev", "dev-followups")
+    names = (*heldout.FIGURES, "dev", "dev-followups")
     for case in [case for name in names for case in heldout.cases(name)]:
         assert any(case.passes(answer) for answer in answers), case
 

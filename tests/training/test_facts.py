@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -160,6 +161,21 @@ def test_wordings_can_be_added_to_an_earlier_fact_and_to_no_other() -> None:
     assert topics["a"].facts["what"].weight == 2
     with pytest.raises(facts.CorpusError, match=r"there is no fact 'a\.why'"):
         facts.parse("@ a: b\nwhat: One.\n= a.why\n? x")
+
+
+def test_a_follow_up_may_belong_to_a_turn_about_another_topic(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("@ a: b\nwhat: One.\n+ c: v | w\n@ c: d\nwhat: Two.", encoding="utf-8")
+    topics = facts.load(tmp_path)
+    assert topics["c"].neighbours == [("v", topics["a"].facts["what"]), ("w", topics["a"].facts["what"])]
+    assert not topics["a"].neighbours
+
+
+def test_a_follow_up_to_a_topic_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("@ a: b\nwhat: One.\n+ c: v", encoding="utf-8")
+    with pytest.raises(facts.CorpusError, match=r"a\.what: there is no topic 'c' to follow up"):
+        facts.load(tmp_path)
+    with pytest.raises(facts.CorpusError, match=r"'\+' needs 'topic: follow-up'"):
+        facts.parse("@ a: b\nwhat: One.\n+ c")
 
 
 def test_two_compared_things_need_a_slash_between_them() -> None:
