@@ -28,8 +28,9 @@ MUCH_SLOWER = 2.0
 PREFIX_AFFINITY = "prefix-affinity"
 STRATEGIES = ("round-robin", "least-loaded", "random", "cognitive-affinity", PREFIX_AFFINITY)
 """The names of the strategies."""
-FAIR = 1.5
-"""A node that has had this many times its share is no place for a new conversation that could go anywhere."""
+FAIR = 1.25
+"""A node that has had this many times its share, and one at least, is no place for a new conversation that could go
+anywhere: it would compete there with those that cannot."""
 CHARS_PER_TOKEN = 3
 """For guessing, on the safe side, what context a text needs before anybody has counted its tokens."""
 ANSWER_TOKENS = 256
@@ -142,7 +143,7 @@ class Balancer:
             node = _find(pools, name)
             if node is None or node.free_index < 0 or not _may_serve(node, flight):
                 continue
-            if is_common and node.lately > FAIR * node.slots:
+            if is_common and node.lately > max(1.0, FAIR * node.share):
                 break
             if node.busy > UNEVEN * node.slots:  # else no other one can be less loaded by that much
                 calm = self._least_loaded(pools, flight)

@@ -125,11 +125,19 @@ class Node:
 
     @property
     def lately(self) -> float:
-        """Requests that it was given lately; the number of its slots is its share of what its pool was given."""
+        """Requests that it was given lately: among the last ones of its pool, as many as that has slots."""
         pool = self.pool
         if pool is None or not pool.slots:
             return 0.0
         return self.fading * exp((self.faded_at - pool.placed) / pool.slots)
+
+    @property
+    def share(self) -> float:
+        """What `lately` would be, had its pool's requests been spread over the slots evenly."""
+        pool = self.pool
+        if pool is None or not pool.slots:
+            return 0.0
+        return self.slots * (1 - exp(-pool.placed / pool.slots))
 
     def place(self) -> None:
         """It is given a request."""
