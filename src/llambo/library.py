@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any, Self, Unpack, get_args
 import msgspec
 
 from llambo.bridge.async_client import AsyncBridge
-from llambo.bridge.client_calls import Completion, InferOptions, Token
+from llambo.bridge.client_calls import Completion, InferOptions, Token, completion_of, last_token
 from llambo.bridge.remote import BridgeDoor
 from llambo.cli import running
 from llambo.cli.daemon_client import model_ref
@@ -42,7 +43,7 @@ _NOT_OPEN = "the cluster is not open: use it inside `async with`"
 _OPEN = "the cluster is open already: make another one"
 
 
-class _Answers:
+class _Answers(ABC):
     """Answers to prompts and conversations.
 
     Options are those of `InferOptions`; one that is not given is the engine's choice. Raises, all of them: `NoModel`,
@@ -50,8 +51,9 @@ class _Answers:
     """
 
     @property
+    @abstractmethod
     def _door(self) -> Door:
-        raise NotImplementedError
+        """What answers. Raises: `LlamboError` outside the block."""
 
     async def infer(self, prompt: str, **options: Unpack[InferOptions]) -> str:
         """The text of one answer."""
@@ -67,18 +69,7 @@ class _Answers:
                     text += last.text
         except TimeoutError:
             raise TimedOut(f"the answer was not whole within {timeout_s:g} s") from None
-        return Completion(
-            text,
-            last.finish_reason,
-            last.tokens,
-            last.prompt_tokens,
-            last.cached_tokens,
-            last.ttft_ms,
-            last.time_ms,
-            last.model,
-            last.node,
-            last.failovers,
-        )
+        return completion_of(last, text)
 
     async def stream(
         self, prompt: str | Iterable[Turn], **options: Unpack[InferOptions]
@@ -102,7 +93,7 @@ class _Answers:
                 except TimeoutError:
                     raise TimedOut(f"no token came within {each_s:g} s") from None
                 if isinstance(event, Done):
-                    yield _final(event)
+                    yield last_token(event)
                     return
                 yield Token(event.text, ids=event.ids, logprob=event.logprob)
 
@@ -300,22 +291,6 @@ def _turn(message: Turn) -> Message:
     if role not in get_args(Role):
         raise BadRequest(f"a message's role is one of {', '.join(get_args(Role))}, not {role!r}")
     return Message(role, message.get("content", ""))  # type: ignore[arg-type]
-
-
-def _final(done: Done) -> Token:
-    return Token(
-        "",
-        True,
-        finish_reason=done.finish_reason,
-        tokens=done.tokens,
-        prompt_tokens=done.prompt_tokens,
-        cached_tokens=done.cached_tokens,
-        ttft_ms=done.ttft_ms,
-        time_ms=done.time_ms,
-        model=done.model,
-        node=done.node,
-        failovers=done.failovers,
-    )
 
 
 def _event(line: str) -> ClusterEvent:

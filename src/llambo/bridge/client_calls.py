@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from llambo.bridge.binary import AnswerFrame
 from llambo.core.errors import LlamboError, from_code
-from llambo.core.types import Message
+from llambo.core.types import Done, Message
 
 DEFAULT_TIMEOUT_S = 120.0
 LOAD_TIMEOUT_S = 600.0
@@ -153,18 +153,23 @@ def token_of(frame: AnswerFrame) -> Token:
     """The token in a `token` or `done` frame."""
     if frame.type == "token":
         return Token(frame.token, ids=frame.ids, logprob=frame.logprob)
+    return last_token(frame)
+
+
+def last_token(end: AnswerFrame | Done) -> Token:
+    """The token without text that ends an answer and has its counts."""
     return Token(
         "",
         True,
-        finish_reason=frame.finish_reason,
-        tokens=frame.tokens,
-        prompt_tokens=frame.prompt_tokens,
-        cached_tokens=frame.cached_tokens,
-        ttft_ms=frame.ttft_ms,
-        time_ms=frame.time_ms,
-        model=frame.model,
-        node=frame.node,
-        failovers=frame.failovers,
+        finish_reason=end.finish_reason,
+        tokens=end.tokens,
+        prompt_tokens=end.prompt_tokens,
+        cached_tokens=end.cached_tokens,
+        ttft_ms=end.ttft_ms,
+        time_ms=end.time_ms,
+        model=end.model,
+        node=end.node,
+        failovers=end.failovers,
     )
 
 

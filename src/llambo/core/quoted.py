@@ -13,5 +13,5 @@ def unquoted(text: str) -> str:
         return text
     try:
         return _STRING.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeEncodeError):  # the latter: no text at all, which is told where it is sent
         return text
