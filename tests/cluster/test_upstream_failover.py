@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -202,7 +201,7 @@ async def test_greedy_walks_go_on_from_ids_with_their_very_ids_and_at_once(nodes
         result = await drive(request, [await nodes.life(k), await nodes.life()])
         assert result.events == whole.events
         gaps_s += result.gaps_s
-    assert statistics.median(gaps_s) < 1, "one of them may have been the machine's"
+    assert all(gap < 1 for gap in gaps_s)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.01])

@@ -249,7 +249,7 @@ async def test_leaving_closes_the_connection_at_once(tmp_path: Path) -> None:
     async with node(tmp_path, endless) as (upstream, _):
         async with upstream.relay(STREAM) as reply:
             await anext(pieces(reply))
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(0.2):
             await gone.wait()
 
 

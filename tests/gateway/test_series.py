@@ -160,7 +160,7 @@ async def test_a_thousand_nodes_that_hang_take_no_longer_than_a_second_and_a_hal
     async with serving(tmp_path / "s", silent) as handle:
         started = time.perf_counter()
         assert await node_metrics.node_metrics((f"n{n}", handle) for n in range(1000)) == ""
-        assert time.perf_counter() - started < 10  # and what a busy machine adds
+        assert time.perf_counter() - started < 3  # and what a busy machine adds
 
 
 async def test_nodes_that_hang_fail_or_never_end_are_left_out(tmp_path: Path) -> None:
@@ -190,6 +190,6 @@ async def test_nodes_that_hang_fail_or_never_end_are_left_out(tmp_path: Path) ->
             name = answer.__name__
             nodes[name] = await stack.enter_async_context(serving(tmp_path / name, answer))
         page = await node_metrics.node_metrics(nodes.items())
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 3
     assert len(nodes) == 6
     assert {node for _, node in values(page)} == {"good"}

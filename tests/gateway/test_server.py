@@ -421,7 +421,7 @@ async def test_the_drain_has_an_end_and_a_second_stop_hurries_it(tmp_path: Path)
             if hurried:
                 await server.stop(0)
             await stopping
-            assert loop.time() - began < (5 if hurried else 10)
+            assert loop.time() - began < (0.45 if hurried else 3)
             assert app.hung_up.is_set(), "the application saw that its client is gone"
             assert await ends(reader) == b""
             assert not server._state.tasks

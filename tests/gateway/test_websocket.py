@@ -191,7 +191,7 @@ async def test_a_client_that_does_not_read_slows_its_own_answers_alone_and_may_s
             await quick.infer(1)
             assert (await quick.answer(1))[1]["type"] == "done"
             await slow.send(type="cancel", id="flood")
-            assert await until_busy(served, 0) < 5
+            assert await until_busy(served, 0) < 1
             tokens, done = await slow.answer("flood")
             assert done["finish_reason"] == "cancelled"
             assert len(tokens) in (before, before - 1)
