@@ -17,8 +17,9 @@ TILES = Path("src/ggml-cpu/amx/mmq.cpp")
 _GEMM = """\
 #include "simd-mappings.h"
 int other;
-        tinyBLAS_Q0_AVX<block_q8_0, block_q8_0, float> tb{
-            k, A};
+    // only enable sgemm for prompt processing
+    if (n < 2)
+        return false;
 """
 _DOT = f"""\
 {backend_patches._DOT_FUNCTION}float * s) {{
@@ -135,13 +136,13 @@ def test_a_source_that_looks_as_known_is_changed_and_the_changes_are_told(tmp_pa
     matmul, dot = _write(tmp_path, MATMUL, _GEMM), _write(tmp_path, DOT, _DOT)
     assert backend_patches.apply(tmp_path) == (
         "the AMX unit's configuration is kept from the optimiser",
-        "Q8_0 prompts are computed with AVX-512",
+        "Q8_0 weights are multiplied with AVX-512",
         "Q8_0 weights are fetched ahead",
     )
     lines = tiles.read_text().splitlines()
     assert "asm" in lines[1] and "memory" in lines[1] and lines[2] == "    _tile_loadconfig(&tc);"
     text = matmul.read_text()
-    assert text.index("llambo_q8_0(") < text.index("tinyBLAS_Q0_AVX")
+    assert text.index("llambo_q8_0(") < text.index("n < 2")
     assert f'#include "{backend_patches.GEMM.name}"' in text
     assert matmul.with_name(backend_patches.GEMM.name).read_bytes() == backend_patches.GEMM.read_bytes()
     text = dot.read_text()
@@ -162,7 +163,8 @@ def test_a_source_that_looks_otherwise_is_compiled_as_it_is(tmp_path: Path, text
 @needs_vnni
 @pytest.mark.parametrize(
     ("rows", "tokens", "blocks", "threads"),
-    [(16, 8, 1, 1), (64, 15, 8, 3), (17, 9, 33, 2), (31, 300, 70, 1), (1, 8, 32, 4), (48, 257, 65, 2)],
+    [(16, 8, 1, 1), (64, 15, 8, 3), (17, 9, 33, 2), (31, 300, 70, 1), (1, 8, 32, 4), (48, 257, 65, 2)]
+    + [(17, 1, 24, 1), (1, 1, 1, 2), (50, 1, 33, 3), (3, 1, 512, 4)],
 )
 def test_the_routine_computes_every_entry_and_touches_nothing_else(
     check: Path, rows: int, tokens: int, blocks: int, threads: int
@@ -172,8 +174,9 @@ def test_the_routine_computes_every_entry_and_touches_nothing_else(
 
 @needs_compiler
 @needs_vnni
-def test_a_few_tokens_are_left_to_llama_cpp(check: Path) -> None:
-    assert _run(check, 64, 7, 8, 1) == "declined"
+@pytest.mark.parametrize(("tokens", "blocks"), [(2, 8), (7, 8), (1, 513)])
+def test_a_few_tokens_and_one_of_very_long_rows_are_left_to_llama_cpp(check: Path, tokens: int, blocks: int) -> None:
+    assert _run(check, 64, tokens, blocks, 1) == "declined"
 
 
 @needs_compiler

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from llambo.core import paths
 from llambo.core.errors import BadConfig, BadModel
 from llambo.core.sections import Engine
-from llambo.engine import calibrate, choices, measure, tune
+from llambo.engine import calibrate, choices, gguf, measure, tune
 from llambo.engine.choices import Choice
 from llambo.engine.engines import Engines
 from llambo.engine.measure import NotMeasured
@@ -154,6 +157,20 @@ def test_a_backend_that_crashes_while_it_is_measured_is_not_chosen(tiny_model: P
     (built,) = Engines(paths.home()).built()
     choice = measure.calibrate(tiny_model, Shape(slots=1, threads=2), [built], limit_s=30.0)
     assert choice.backend != directory.name
+
+
+def test_numbers_of_threads_are_not_compared_while_others_use_the_machine(tiny_model: Path) -> None:
+    model = gguf.read(tiny_model)
+    base = replace(measure.plain_setting(model, Shape(slots=1, threads=2)), threads=1)
+    rival = replace(base, threads=16)  # so many that a race shows it, and a flag tells which comes out
+    spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in allowed_cores()]
+    try:
+        race = measure.Race(model.n_vocab, is_small=False)
+        assert race.run(rival, [base], until=time.monotonic() + 60).measured.setting == rival
+    finally:
+        for one in spinners:
+            one.kill()
+            one.wait()
 
 
 def test_too_little_time_is_told_and_nothing_is_remembered(tiny_model: Path) -> None:

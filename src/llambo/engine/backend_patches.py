@@ -16,18 +16,20 @@ _AMX_BARRIER = '    __asm__ volatile("" ::: "memory");\n'
 
 _KERNELS = Path(__file__).parent / "kernels"
 GEMM = _KERNELS / "q8_0_avx512.h"
-"""Products of Q8_0 weights with many tokens at once: llama.cpp has none that uses 512 bits (decision 8)."""
+"""Products of Q8_0 weights with tokens: llama.cpp has none that uses 512 bits (decision 8)."""
 _GEMM_SOURCE = Path("src/ggml-cpu/llamafile/sgemm.cpp")
 _GEMM_INCLUDE = '#include "simd-mappings.h"\n'
-_GEMM_CALL = "        tinyBLAS_Q0_AVX<block_q8_0, block_q8_0, float> tb{\n"
+_GEMM_CALL = "    // only enable sgemm for prompt processing\n"
 _GEMM_OURS = """\
-        if (llambo_q8_0(m, n, k, (const block_q8_0 *)A, lda, (const block_q8_0 *)B, ldb, (float *)C, ldc,
-                        params->ith, params->nth))
-            return true;
+    if (Atype == GGML_TYPE_Q8_0 && Btype == GGML_TYPE_Q8_0 && Ctype == GGML_TYPE_F32 &&
+        llambo_q8_0(m, n, k, (const block_q8_0 *)A, lda, (const block_q8_0 *)B, ldb, (float *)C, ldc,
+                    params->ith, params->nth))
+        return true;
+
 """
 
 DOT = _KERNELS / "q8_0_dot.h"
-"""The product of Q8_0 weights with one token, as fast as memory gives the weights."""
+"""The product of one row with one token where that routine is not asked: without AVX-512, and for chosen experts."""
 _DOT_SOURCE = Path("src/ggml-cpu/arch/x86/quants.c")
 _DOT_FUNCTION = "void ggml_vec_dot_q8_0_q8_0(int n, "
 _DOT_LOOP = """\
@@ -47,7 +49,7 @@ def apply(ggml: Path) -> tuple[str, ...]:
     """
     changes = {
         "the AMX unit's configuration is kept from the optimiser": _keep_tile_configuration,
-        "Q8_0 prompts are computed with AVX-512": _add_gemm,
+        "Q8_0 weights are multiplied with AVX-512": _add_gemm,
         "Q8_0 weights are fetched ahead": _add_dot,
     }
     return tuple(words for words, change in changes.items() if change(ggml))

@@ -7,6 +7,7 @@ whatever a backend does, it does it there. Blocking.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -34,7 +35,8 @@ PREFILL_TOKENS = (16, 256)  # at least and at most in one question
 DECODE_TOKENS = (4, 128)
 SAMPLE_S = (0.03, 0.25)  # what a question's prefill, or its decode, should take
 BUSY_SHARE = 0.25
-"""With so much of the processor in use by others, numbers of threads are not compared: it would measure the others."""
+"""With so much of the processor in use by others, before or meanwhile, numbers of threads are not compared: it would
+measure the others."""
 _BUSY_LOOK_S = 0.2
 CTX = 512
 """Tokens a slot while measuring: more would only take more memory."""
@@ -115,6 +117,30 @@ def _share(deadline: float, parts: int) -> float:
     return now + (deadline - now) / parts
 
 
+class _Others:
+    """What the rest of the machine does from here on, while these trials run."""
+
+    def __init__(self, trials: list[Trial]) -> None:
+        self._trials = trials
+        self._began, self._used = time.monotonic(), self._others_s()
+
+    def busy_share(self) -> float:
+        """The share of all cores' time that others have used since, 0 to 1; 0 where a trial's own is not told."""
+        passed = time.monotonic() - self._began
+        if not passed or not all(trial.processor_s() for trial in self._trials):
+            return 0.0
+        return (self._others_s() - self._used) / passed / (os.cpu_count() or 1)
+
+    def _others_s(self) -> float:
+        """Seconds of processor time of everybody but the trials."""
+        import psutil  # noqa: PLC0415 - 20 ms
+
+        times = psutil.cpu_times()
+        unused = times.idle + getattr(times, "iowait", 0.0)
+        counted_twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+        return float(sum(times) - unused - counted_twice) - sum(trial.processor_s() for trial in self._trials)
+
+
 class Race:
     """Rounds of one setting and others in turns; what comes out is the best, against the first."""
 
@@ -137,7 +163,10 @@ class Race:
             if first is None:
                 raise NotMeasured("the plain engine does not open the model in time")
             trials = [(one, trial) for one in rivals if (trial := self._open(stack, one)) is not None]
+            others = _Others([first, *(trial for _, trial in trials)])
             samples = self._rounds(first, trials)
+            if others.busy_share() >= BUSY_SHARE:
+                trials = [(one, trial) for one, trial in trials if one.threads == base.threads]
             measured = [Measured(one, tuple(samples[trial]), trial.private_bytes()) for one, trial in trials]
             mine = Measured(base, tuple(samples[first]), first.private_bytes())
         whole = [one for one in measured if len(one.samples) >= ROUNDS_LEAST]

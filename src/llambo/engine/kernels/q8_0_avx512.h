@@ -1,9 +1,10 @@
-// Products of Q8_0 weights with a batch of tokens, for processors with AVX-512 and VNNI. `backend_patches` lays this
-// file beside llama.cpp's sgemm.cpp, which gives it the types and GGML_CPU_FP16_TO_FP32.
+// Products of Q8_0 weights with tokens, for processors with AVX-512 and VNNI. `backend_patches` lays this file beside
+// llama.cpp's sgemm.cpp, which gives it the types and GGML_CPU_FP16_TO_FP32.
 //
-// llama.cpp's own routine for this type works on 256 bits, and multiplies one row of weights with one token at a time.
-// This one takes 16 rows at once: their bytes are put in the order in which VPDPBUSD wants them, once for up to TOKENS
-// tokens, and each lane of a register belongs to one row.
+// llama.cpp's own routines for this type work on 256 bits, and multiply one row of weights with one token at a time.
+// For a batch of tokens this one takes 16 rows at once: their bytes are put in the order in which VPDPBUSD wants them,
+// once for up to TOKENS tokens, and each lane of a register belongs to one row. One token takes its weights as they lie in
+// memory, two blocks in a register, and asks for those that come next in time: memory is what it waits for.
 //
 // VPDPBUSD multiplies unsigned bytes with signed ones. So weights are laid out with 128 added, and a token's sum starts
 // at -128 times the sum of its bytes, which takes that off again. Within a block all sums are whole numbers: exact.
@@ -27,6 +28,8 @@ constexpr int64_t TOKENS = 256;  // tokens for which a panel is laid out once
 constexpr int64_t LEAST = 8;     // with fewer tokens, laying it out costs more than it brings
 constexpr int TOGETHER = 8;      // tokens multiplied side by side: so many sums as hide the instruction's latency
 constexpr int STEPS = 8;         // instructions for one block: four bytes a lane each
+constexpr int64_t LONGEST = 512;  // blocks of a row, for one token: what is laid out of it stays in the second cache
+constexpr int AHEAD = 4096;       // bytes by which weights are asked for before they are multiplied with one token
 
 struct Panel {
     alignas(64) uint8_t q[BLOCKS][STEPS][64];
@@ -111,6 +114,64 @@ inline void multiply(const Panel & panel, const Batch & batch, int64_t j, int64_
     }
 }
 
+// One token: the bytes of its blocks and what goes with them, two blocks in a row.
+struct Token {
+    alignas(64) int8_t q[LONGEST][32];
+    alignas(64) int32_t start[LONGEST][8];
+    alignas(64) float d[LONGEST][8];
+};
+
+// Lays out a token of `blocks` blocks; an odd number gets a block of zeros beside the last.
+inline void prepare(Token & token, const block_q8_0 * B, int64_t blocks) {
+    const __m256i add_128 = _mm256_set1_epi8(static_cast<char>(0x80));
+    for (int64_t l = 0; l < blocks + blocks % 2; ++l) {
+        const __m256i q = l < blocks ? _mm256_loadu_si256(reinterpret_cast<const __m256i *>(B[l].qs)) : __m256i{};
+        const __m256i added = _mm256_dpbusd_epi32(_mm256_setzero_si256(), add_128, q);
+        _mm256_store_si256(reinterpret_cast<__m256i *>(token.q[l]), q);
+        _mm256_store_si256(reinterpret_cast<__m256i *>(token.start[l]), _mm256_sub_epi32(_mm256_setzero_si256(), added));
+        _mm256_store_ps(token.d[l], _mm256_set1_ps(l < blocks ? GGML_CPU_FP16_TO_FP32(B[l].d) : 0.0f));
+    }
+}
+
+// Two blocks of weights as VPDPBUSD wants them, and their scales beside each other.
+inline __m512i pair_of_bytes(const block_q8_0 & first, const block_q8_0 & second) {
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(first.qs));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(second.qs));
+    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+    return _mm512_xor_si512(both, _mm512_set1_epi8(static_cast<char>(0x80)));
+}
+
+inline __m512 pair_of_scales(const block_q8_0 & first, const block_q8_0 & second) {
+    const __m128i a = _mm_set1_epi16(static_cast<short>(first.d)), b = _mm_set1_epi16(static_cast<short>(second.d));
+    return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1));
+}
+
+// One row of weights times one token.
+inline float multiply(const block_q8_0 * A, const Token & token, int64_t blocks) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t l = 0; l < blocks; l += 2) {
+        const block_q8_0 & first = A[l];
+        const block_q8_0 & second = A[l + (l + 1 < blocks)];  // an odd last block again, times zero
+        _mm_prefetch(reinterpret_cast<const char *>(&first) + AHEAD, _MM_HINT_T0);
+        const __m512i q = _mm512_load_si512(token.q[l]), start = _mm512_load_si512(token.start[l]);
+        const __m512i whole = _mm512_dpbusd_epi32(start, pair_of_bytes(first, second), q);
+        const __m512 scale = _mm512_mul_ps(_mm512_load_ps(token.d[l]), pair_of_scales(first, second));
+        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, sum);
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+// One token times this thread's share of m rows.
+inline void multiply(const block_q8_0 * A, int64_t lda, const block_q8_0 * B, float * C, int64_t m, int64_t blocks,
+                     int ith, int nth) {
+    Token token;
+    prepare(token, B, blocks);
+    const int64_t end = m * (ith + 1) / nth;
+    for (int64_t i = m * ith / nth; i < end; ++i) {
+        C[i] = multiply(A + i * lda, token, blocks);
+    }
+}
+
 }  // namespace llambo
 
 // This thread's share, one of `nth`, of C = A B: m rows of weights, n tokens, k blocks; lda and ldb count blocks, ldc
@@ -118,6 +179,10 @@ inline void multiply(const Panel & panel, const Batch & batch, int64_t j, int64_
 inline bool llambo_q8_0(int64_t m, int64_t n, int64_t k, const block_q8_0 * A, int64_t lda, const block_q8_0 * B,
                         int64_t ldb, float * C, int64_t ldc, int ith, int nth) {
     using namespace llambo;
+    if (n == 1 && k <= LONGEST) {
+        multiply(A, lda, B, C, m, k, ith, nth);
+        return true;
+    }
     constexpr int64_t farthest = INT32_MAX / (ROWS * static_cast<int64_t>(sizeof(block_q8_0)));
     if (n < LEAST || lda > farthest) {
         return false;
