@@ -55,7 +55,7 @@ class Placement:
         world.flights[route.id] = flight
         model.in_flight += 1
         model.last_used = world.now
-        if self._asks_for_no_type(model, flight):
+        if route.node_type and self._asks_for_no_type(model, flight):
             types = sorted({pool.type for pool in model.pools if pool.type not in POOLING_TYPES} or {model.type})
             self._end(flight)
             self._refuse(
@@ -232,7 +232,7 @@ class Placement:
     def _asks_for_no_type(self, model: Model, flight: Flight) -> bool:
         """Whether the type of node that the request wants is one that the model neither has nor would get."""
         wanted = flight.route.node_type
-        if not wanted or self._eligible(model, flight):
+        if self._eligible(model, flight):
             return False
         return bool(model.pools) or wanted != TYPE_OF_KIND.get(flight.route.kind, model.type)
 

@@ -85,6 +85,16 @@ class _Aged(Generic[K, V]):
     def get(self, key: K) -> V | None:
         return self._young.get(key) or self._old.get(key)
 
+    def depth(self, keys: tuple[K, ...]) -> int:
+        """How many keys there are up to the last one that is known; 0 where none is."""
+        young, old = self._young, self._old
+        depth = len(keys)
+        for key in reversed(keys):
+            if key in young or key in old:
+                break
+            depth -= 1
+        return depth
+
     def put(self, keys: Iterable[K], value: V, capacity: int) -> None:
         young = self._young
         for key in keys:
@@ -123,7 +133,7 @@ class PrefixIndex:
         if session and (claim := self._valid(self._sessions.get(session))):
             seen.add(claim.node)
             yield claim.node, self._depth(claim.node, hashes), False
-        for depth in range(len(hashes), 0, -1):
+        for depth in range(self._claims.depth(hashes), 0, -1):
             if (claim := self._valid(self._claims.get(hashes[depth - 1]))) and claim.node not in seen:
                 seen.add(claim.node)
                 yield claim.node, depth, self._is_common(hashes[depth - 1], depth)
@@ -172,18 +182,17 @@ class PrefixIndex:
 
     def _part(self, hashes: tuple[int, ...]) -> None:
         """Counts it where this text leaves the way of the one that had its longest known beginning last."""
-        for depth in range(len(hashes), 0, -1):
-            if (claim := self._claims.get(hashes[depth - 1])) is not None:
-                if claim.depth > depth:
-                    count = (self._partings.get(hashes[depth - 1]) or 0) + 1
-                    self._partings.put((hashes[depth - 1],), count, self.capacity // SESSION_SHARE)
-                return
+        depth = self._claims.depth(hashes)
+        claim = self._claims.get(hashes[depth - 1]) if depth else None
+        if claim is not None and claim.depth > depth:
+            count = (self._partings.get(hashes[depth - 1]) or 0) + 1
+            self._partings.put((hashes[depth - 1],), count, self.capacity // SESSION_SHARE)
 
     def _is_common(self, hashed: int, depth: int) -> bool:
         return CUTS[depth - 1] <= COMMON_CHARS and (self._partings.get(hashed) or 0) >= FEW
 
     def _depth(self, node: str, hashes: tuple[int, ...]) -> int:
-        for depth in range(len(hashes), 0, -1):
+        for depth in range(self._claims.depth(hashes), 0, -1):
             claim = self._claims.get(hashes[depth - 1])
             if claim is not None and claim.node == node:
                 return depth

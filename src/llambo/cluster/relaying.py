@@ -18,7 +18,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from functools import partial
 
 from llambo.cluster import prefix
 from llambo.cluster.events import RequestFinished
@@ -55,6 +54,7 @@ class Relaying:
         self._stack = AsyncExitStack()  # the connection to the present node
         self._reply: NodeReply | None = None
         self._refusal: NodeReply | None = None  # of a node whose context is too small
+        self._take: Take  # of the present `pour`
         self._is_given = False  # to its end, or to its error
         self._started = time.perf_counter()
         self._counted = 0
@@ -101,7 +101,8 @@ class Relaying:
             return True
         assert ticket is not None
         try:
-            self._is_given = await self._pour_stream(ticket, partial(self._give, take))
+            self._take = take
+            self._is_given = await self._pour_stream(ticket)
         except LlamboError:
             self._is_given = True
             self.outcome = "error"
@@ -109,11 +110,11 @@ class Relaying:
             raise
         return self._is_given
 
-    async def _pour_stream(self, ticket: Ticket, give: Take) -> bool:
+    async def _pour_stream(self, ticket: Ticket) -> bool:
         """`pour` over as many nodes as it takes."""
         while True:
             try:
-                if not await self._reply_now().pour(give):
+                if not await self._reply_now().pour(self._give):
                     return False
                 self._end_stream(ticket)
             except NodeLost as error:
@@ -127,7 +128,7 @@ class Relaying:
             await self._stack.aclose()
             await self._ask(ticket)
 
-    def _give(self, take: Take, piece: bytes) -> bool:
+    def _give(self, piece: bytes) -> bool:
         """Gives what the reader lacks of `piece`; whether more is wanted. Raises: `Diverged`."""
         fresh = self.transcript.take(piece)
         if not fresh:
@@ -137,7 +138,7 @@ class Relaying:
         events = fresh.count(END)
         self._counted += events
         self._count(events)
-        return take(fresh)
+        return self._take(fresh)
 
     # --- a node ---------------------------------------------------------------------------------------------------
 

@@ -26,12 +26,13 @@ class Scaling:
     def __init__(self, world: World, lifecycle: Lifecycle) -> None:
         self._world = world
         self._lifecycle = lifecycle
-        self._has_begun = False
+        self.has_begun = False
+        """Whether time has had a value."""
 
     def begin(self) -> None:
         """Time has a value now: the first look is due after one interval, where there are any."""
-        if self._world.policy.auto_scale and not self._has_begun:
-            self._has_begun = True
+        self.has_begun = True
+        if self._world.policy.auto_scale:
             self._world.at(LOOK_S, Timer.SCALE)
 
     def scale(self, model: Model, count: int) -> None:

@@ -5,8 +5,8 @@ Reads the orchestrator's world and the runtime's live nodes; changes nothing.
 
 from __future__ import annotations
 
+import asyncio
 import os
-import time
 from collections import Counter, deque
 
 from llambo.cluster.catalogue import Entry
@@ -19,31 +19,38 @@ from llambo.core import paths
 from llambo.core.types import ModelInfo
 from llambo.core.version import __version__
 
-WINDOW_S = 5
+WINDOW = 5
 """Over so many seconds the present rate of tokens is taken."""
 
 
 class Meter:
-    """Counts tokens as they come, and tells how many came per second of late."""
+    """Counts tokens as they come, and tells how many came per second of late.
 
-    def __init__(self) -> None:
+    A token is only added; once in `interval_s` seconds, and not while none comes, a timer notes how many there are.
+    """
+
+    def __init__(self, interval_s: float = 1.0) -> None:
         self.total = 0
-        self._seconds: deque[list[int]] = deque(maxlen=WINDOW_S + 1)  # [second, tokens]
+        self._interval_s = interval_s
+        self._totals: deque[int] = deque([0], maxlen=WINDOW + 1)  # at the ends of the last intervals
+        self._timer: asyncio.TimerHandle | None = None
 
     def add(self, count: int) -> None:
-        """So many tokens came now."""
+        """So many tokens came now; called within the loop."""
         self.total += count
-        now = int(time.monotonic())
-        if self._seconds and self._seconds[-1][0] == now:
-            self._seconds[-1][1] += count
-        else:
-            self._seconds.append([now, count])
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._note)
 
     @property
     def per_s(self) -> float:
-        """Tokens per second over the last whole seconds."""
-        now = int(time.monotonic())
-        return sum(count for second, count in self._seconds if now - WINDOW_S <= second < now) / WINDOW_S
+        """Tokens per second over the last whole intervals, of which the first began with the first token."""
+        return (self._totals[-1] - self._totals[0]) / (WINDOW * self._interval_s)
+
+    def _note(self) -> None:
+        self._timer = None
+        self._totals.append(self.total)
+        if self._totals[0] != self.total:
+            self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._note)
 
 
 def model_info(entry: Entry, model: Model | None, runtime: Runtime, *, is_default: bool) -> ModelInfo:
@@ -63,6 +70,16 @@ def model_info(entry: Entry, model: Model | None, runtime: Runtime, *, is_defaul
         pid=place.handle.pid if place else 0,
         is_default=is_default,
     )
+
+
+def answering_models(world: World, node_type: str = "") -> set[str]:
+    """The models that nodes of that type ("": any) serve for answers now."""
+    return {
+        model.name
+        for model in world.models.values()
+        for pool in model.pools
+        if pool.slots and GENERATE in pool.kinds and node_type in ("", pool.type)
+    }
 
 
 def _model_state(nodes: list[Node]) -> str:

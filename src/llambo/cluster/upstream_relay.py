@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -72,6 +71,7 @@ class NodeReply:
         self._cutter = cutter
         self._is_watched = words.is_watched
         self._wants_more = True
+        self._take: Take  # of the present `pour`
 
     @property
     def streams(self) -> bool:
@@ -84,18 +84,20 @@ class NodeReply:
         if cutter is None:
             return True
         self._wants_more = True
-        feed = partial(self._feed, cutter, take)
+        self._take = take
         while True:
             if cutter.error is not None:
                 raise self._words.error_of(cutter.error)
-            is_over = await self._stream.pour(feed)
+            is_over = await self._stream.pour(self._feed)
             if not self._wants_more:
                 return False
             if is_over and cutter.error is None:
                 return True
 
-    def _feed(self, cutter: Cutter, take: Take, data: bytes) -> bool:
+    def _feed(self, data: bytes) -> bool:
         """Gives the events that `data` makes whole; whether more is wanted."""
+        cutter = self._cutter
+        assert cutter is not None
         reports = cutter.reports
         try:
             piece = cutter.feed(data)
@@ -105,7 +107,7 @@ class NodeReply:
             if not self._is_watched:
                 self._is_watched = True
                 self._stream.watch(self._words.stall_s)
-            self._wants_more = take(piece)
+            self._wants_more = self._take(piece)
         elif cutter.reports == reports:  # pings, or a part of an event
             self._stream.no_progress()
         return self._wants_more and cutter.error is None

@@ -146,12 +146,9 @@ class ReplyStream(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(True)
 
-    def _give(self, take: Take) -> None:
+    def _give(self, take: Take, data: bytes) -> None:
         """Gives what has come. Where that was enough, or was too much for `take`, the task in `pour` goes on."""
         fault: Exception | None = None
-        ready = self._ready
-        data = ready[0] if len(ready) == 1 else b"".join(ready)
-        ready.clear()
         self._waited_since = self._waits_since
         self._waits_since = self._loop.time()
         try:
@@ -205,12 +202,17 @@ class ReplyStream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Takes what the node sent."""
         if self._is_between_chunks and (body := _only_chunk(data)):
+            if self._take is not None:
+                self._give(self._take, body)
+                return
             self._ready.append(body)
         else:
             self._parse(data)
         if self._ready:  # all that came at once in one piece
             if self._take is not None:
-                self._give(self._take)
+                pieces = b"".join(self._ready)
+                self._ready.clear()
+                self._give(self._take, pieces)
             else:
                 self._keep(len(data))
         if self._is_whole:

@@ -1,16 +1,19 @@
 """Synthetic load: chats whose turns share a growing prefix, as hashes and token counts without any text.
 
-A chat's text is its system prompt, which other chats share, and then its own words. Its hashes are those that a real
-text cut at `prefix.CUTS` would have: equal for equal beginnings, different from there on.
+A chat's text is its system prompt, which other chats share, and then its own words. Its hashes are as many as a real
+text cut at `prefix.CUTS` has: equal for equal beginnings, different from there on. That is all that is asked of them,
+so they are numbers in a row: from 0 on of chats, below 0 of system prompts.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
+from math import log
 from random import Random
 
-from llambo.cluster.prefix import CUTS
+from llambo.cluster.prefix import CUTS, MAX_HASHES
 from llambo.cluster.simulate.scenario import Scenario
 from llambo.cluster.state import Route
 
@@ -19,9 +22,6 @@ CHARS_PER_TOKEN = 4
 MEAN_ANSWER, MIN_ANSWER, MAX_ANSWER = 100, 8, 400
 MEAN_QUESTION, MIN_QUESTION, MAX_QUESTION = 60, 5, 300
 MIN_SYSTEM, MAX_SYSTEM = 64, 512
-_ODD = 0x9E3779B97F4A7C15
-_MASK = 2**64 - 1
-_STEPS = tuple((at + 1) * 0xBF58476D1CE4E5B9 for at in range(len(CUTS)))
 
 
 @dataclass(slots=True, eq=False)
@@ -43,11 +43,8 @@ class Chat:
         if count > len(self.hashes):
             known = len(self.hashes)
             own = min(max(bisect_right(CUTS, self.system_tokens * CHARS_PER_TOKEN), known), count)
-            system, chat = (-1 - self.system) * _ODD, self.id * _ODD
-            self.hashes += (
-                *[(system ^ step) & _MASK for step in _STEPS[known:own]],
-                *[(chat ^ step) & _MASK for step in _STEPS[own:count]],
-            )
+            first = self.id * MAX_HASHES
+            self.hashes += _of_system(self.system)[known:own] + tuple(range(first + own, first + count))
         return self.hashes if count == len(self.hashes) else self.hashes[:count]
 
 
@@ -118,6 +115,12 @@ class Load:
         )
 
 
+@lru_cache(maxsize=4096)
+def _of_system(system: int) -> tuple[int, ...]:
+    """The hashes of a system prompt that never ends; the very same objects for all its chats."""
+    return tuple(range(-(system + 1) * MAX_HASHES, -system * MAX_HASHES))
+
+
 def _length(chance: Random, mean: int, low: int, high: int) -> int:
-    length = int(chance.expovariate(1.0 / mean))
-    return low if length < low else min(length, high)
+    length = int(-log(1.0 - chance.random()) / (1.0 / mean))  # `expovariate`, less a call
+    return low if length < low else high if length > high else length

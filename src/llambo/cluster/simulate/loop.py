@@ -1,6 +1,6 @@
 """The loop: takes the next thing that happens, tells the orchestrator, performs its commands on simulated nodes.
 
-Everything that will happen is in one heap. What was planned for a process or a placement that is gone is void: each
+Everything that will happen is in `plans`. What was planned for a process or a placement that is gone is void: each
 plan carries the epoch or the placement it was made for.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from heapq import heappop, heappush
 from random import Random
 
 from llambo.cluster.events import (
@@ -37,6 +36,7 @@ from llambo.cluster.orchestrator import Orchestrator
 from llambo.cluster.simulate.engine import CROWDING, Engine, Slot
 from llambo.cluster.simulate.load import MEAN_ANSWER, MODEL, Load, Request
 from llambo.cluster.simulate.outcome import Outcome, Tally, spread
+from llambo.cluster.simulate.plans import Plans
 from llambo.cluster.simulate.scenario import Scenario
 from llambo.cluster.world import Policy
 from llambo.core.types import LoadOptions
@@ -68,8 +68,7 @@ class Simulation:
         self.orchestrator = Orchestrator(policy, _chance(scenario.seed + 1))
         self._load = Load(scenario, _chance(scenario.seed + 2))
         self.tally = Tally()
-        self._plans: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
-        self._plan_count = 0
+        self._plans = Plans()
         self.now = 0.0
         self._began = 0.0
         self._engines: dict[str, Engine] = {}
@@ -100,13 +99,13 @@ class Simulation:
     def _play(self) -> None:
         plans, orchestrator, load = self._plans, self.orchestrator, self._load
         stop_at = float("inf")
-        while plans:
+        while (next_s := plans.next_s()) is not None:
             wake_at = orchestrator.wake_at
-            if wake_at is not None and wake_at <= plans[0][0]:
+            if wake_at is not None and wake_at <= next_s:
                 self.now = max(self.now, wake_at)
                 self._tell(Ticked())
                 continue
-            self.now, _, act, arguments = heappop(plans)
+            self.now, _, act, arguments = plans.pop()
             act(*arguments)
             if load.is_spent:
                 if not self._open:
@@ -116,8 +115,7 @@ class Simulation:
                     return
 
     def _plan(self, delay_s: float, act: Callable[..., None], *arguments: object) -> None:
-        self._plan_count += 1
-        heappush(self._plans, (self.now + delay_s, self._plan_count, act, arguments))
+        self._plans.add(self.now + delay_s, act, arguments)
 
     def _plan_next(self, per_min: float, act: Callable[[], None]) -> None:
         if per_min:
@@ -130,8 +128,8 @@ class Simulation:
 
     def _perform(self, command: Command) -> None:
         match command:
-            case PlaceRequest(request_id, node, epoch):
-                self._place(request_id, node, epoch)
+            case PlaceRequest():
+                self._place(command.id, command.node, command.epoch)
             case RefuseRequest(request_id, code):
                 self._refused(request_id, code)
             case StartNode(node, epoch):
@@ -158,7 +156,7 @@ class Simulation:
     def _burst(self) -> None:
         for _ in range(self.scenario.burst):
             self._turn(self._load.chat())
-        greedy = f"greedy{self._plan_count}"
+        greedy = f"greedy{self._plans.made}"
         for _ in range(self.scenario.burst // 10):
             self._turn(self._load.chat(greedy, turns=1))
         self._plan(self.scenario.burst_every_s, self._burst)
@@ -211,7 +209,8 @@ class Simulation:
         if engine.is_hung:
             self._plan(STALL_S, self._stall, request, request.placing, engine)
         else:
-            self._plan(request.prefill_s + request.decode_s, self._finish, request, request.placing, engine)
+            ends = self.now + (request.prefill_s + request.decode_s)
+            self._plans.add(ends, self._finish, (request, request.placing, engine))
 
     def _finish(self, request: Request, placing: int, engine: Engine) -> None:
         if request.placing != placing or engine.is_hung or not request.node:

@@ -82,12 +82,15 @@ class Tally:
     refused: dict[str, int] = field(default_factory=dict)
     queue_s: array[float] = field(default_factory=lambda: array("d"))
     ttft_s: array[float] = field(default_factory=lambda: array("d"))
-    paces: dict[str, tuple[float, int]] = field(default_factory=dict)
+    paces: dict[str, list[float]] = field(default_factory=dict)  # of each session the sum, and how many
 
     def pace(self, session: str, ideal_s: float, real_s: float) -> None:
         """A request of the session took so long, and alone on a fast node would have taken `ideal_s`."""
-        total, count = self.paces.get(session, (0.0, 0))
-        self.paces[session] = (total + ideal_s / real_s if real_s else total + 1.0, count + 1)
+        pace = self.paces.get(session)
+        if pace is None:
+            pace = self.paces[session] = [0.0, 0]
+        pace[0] += ideal_s / real_s if real_s else 1.0
+        pace[1] += 1
 
     def fairness(self) -> float:
         """Jain's index (R. Jain, D. Chiu, W. Hawe, 1984) over the sessions' mean paces."""
