@@ -101,6 +101,27 @@ async def test_a_slow_reader_slows_only_itself(path: Path) -> None:
         slow.send("CANCEL\n")
 
 
+@pytest.mark.parametrize("is_binary", [False, True])
+async def test_a_reader_that_is_slow_and_never_stands_still_is_not_dropped(path: Path, is_binary: bool) -> None:
+    loop = asyncio.get_running_loop()
+    async with running_bridge(path, settings=BridgeSettings(write_buffer_bytes=1 << 16, write_timeout_s=0.4)) as bridge:
+        client = await bridge.client()
+        if is_binary:
+            await client.hello()
+            client.send_frame(id=1, op="infer_stream", prompt="endless")
+        else:
+            client.send("INFER_STREAM endless\n")
+        await bridge.door.until_active(1)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        sock = client.writer.get_extra_info("socket").dup()
+        sock.setblocking(False)
+        for _ in range(40):  # too little at a time to make the kernel take more from the bridge
+            assert await loop.sock_recv(sock, 4096)
+            await asyncio.sleep(0.05)  # the client is slow: that is what is tested
+        assert bridge.door.active == 1, "its stream goes on"
+        sock.close()
+
+
 async def test_what_is_sent_ahead_is_answered_in_full(path: Path) -> None:
     async with running_bridge(path, settings=BridgeSettings(write_buffer_bytes=1 << 16)) as bridge:
         client = await bridge.client()

@@ -22,6 +22,7 @@ from llambo.bridge.service import Service, unforeseen
 from llambo.bridge.settings import BridgeSettings
 from llambo.core.errors import BadRequest, LlamboError, NotFound, Overloaded, Refused
 from llambo.core.tokens import TokenStore
+from llambo.core.unread import unread_bytes
 
 _log = logging.getLogger("llambo.bridge")
 
@@ -309,8 +310,8 @@ class Session(asyncio.Protocol):
         """Closes once all that was sent has left, or the client has not read it in time."""
         if not self._is_closing:
             self._is_closing = True
+            self._arm_write_timer()  # first: it asks the socket, which may be gone at once
             self._transport.close()
-            self._arm_write_timer()
 
     def _arm_write_timer(self) -> None:
         if self._write_timer is not None:
@@ -319,8 +320,8 @@ class Session(asyncio.Protocol):
         self._write_timer = self._loop.call_later(timeout_s, self._check_progress, self._taken_bytes())
 
     def _taken_bytes(self) -> int:
-        """How much of what was sent the client has taken."""
-        return self._sent_bytes - self._transport.get_write_buffer_size()
+        """How much of what was sent the client has read."""
+        return self._sent_bytes - unread_bytes(self._transport)
 
     def _check_progress(self, taken_before: int) -> None:
         if self._taken_bytes() > taken_before:

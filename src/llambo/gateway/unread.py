@@ -6,10 +6,9 @@ Owns one timer per connection, which runs only while something waits to be read.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import sys
-import termios
+
+from llambo.core.unread import unread_bytes
 
 _log = logging.getLogger("llambo.gateway")
 
@@ -26,7 +25,7 @@ class Unread:
         """From now on, until all is taken or `stop`; nothing may be written meanwhile."""
         if self._timer is None and self._transport.get_write_buffer_size():
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._limit_s, self._look, self._unread_bytes())
+            self._timer = loop.call_later(self._limit_s, self._look, unread_bytes(self._transport))
 
     def stop(self) -> None:
         """Ends the watch."""
@@ -36,13 +35,8 @@ class Unread:
 
     def _look(self, unread_before: int) -> None:
         self._timer = None
-        if self._unread_bytes() < unread_before:
+        if unread_bytes(self._transport) < unread_before:
             self.watch()
             return
         _log.warning("a client has left its answer unread for %g s: dropped", self._limit_s)
         self._transport.abort()
-
-    def _unread_bytes(self) -> int:
-        # With the kernel's share: it takes more from us only once a slow reader has emptied most of that.
-        queued = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-        return self._transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
