@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import IO
 
 from llambo.core.harmless import harmless
+from llambo.dish.pipes import Sink
+from llambo.dish.wrapping import Wrapping
 
 _ALTERNATE, _USUAL = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -33,10 +35,24 @@ class Terminal:
             self._stream.buffer.write(data)  # type: ignore[attr-defined] # a standard stream has one
             self._stream.flush()
             return
-        text = harmless(self._decoder.decode(data))
+        self.show(self.text_of(data))
+
+    def text_of(self, data: bytes) -> str:
+        """What a person is shown of `data`: the characters that are complete by now, the harmless ones."""
+        return harmless(self._decoder.decode(data))
+
+    def show(self, text: str) -> None:
+        """Shows a text that is harmless."""
         if text:
             self.is_at_line_start = text.endswith("\n")
             self._put(text)
+
+    def prose(self) -> Sink:
+        """This terminal for a text of sentences: a person sees its lines broken between words.
+
+        The text begins at the start of a line, and nothing else is shown before it ends.
+        """
+        return _Prose(self) if self.shows else self
 
     def end_line(self) -> None:
         """Begins a new line, where something stands on this one."""
@@ -62,3 +78,18 @@ class Terminal:
     def _put(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+class _Prose:
+    """A terminal that breaks lines between words."""
+
+    shows = True
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._wrapping = Wrapping()
+
+    async def write(self, data: bytes) -> None:
+        """Shows `data`."""
+        width = shutil.get_terminal_size().columns
+        self._terminal.show(self._wrapping.feed(self._terminal.text_of(data), width))
