@@ -163,8 +163,18 @@ def test_a_source_that_looks_otherwise_is_compiled_as_it_is(tmp_path: Path, text
 @needs_vnni
 @pytest.mark.parametrize(
     ("rows", "tokens", "blocks", "threads"),
-    [(16, 8, 1, 1), (64, 15, 8, 3), (17, 9, 33, 2), (31, 300, 70, 1), (1, 8, 32, 4), (48, 257, 65, 2)]
-    + [(17, 1, 24, 1), (1, 1, 1, 2), (50, 1, 33, 3), (3, 1, 512, 4)],
+    [
+        (16, 8, 1, 1),
+        (64, 15, 8, 3),
+        (17, 9, 33, 2),
+        (31, 300, 70, 1),
+        (1, 8, 32, 4),
+        (48, 257, 65, 2),
+        (17, 1, 24, 1),
+        (1, 1, 1, 2),
+        (50, 1, 33, 3),
+        (3, 1, 512, 4),
+    ],
 )
 def test_the_routine_computes_every_entry_and_touches_nothing_else(
     check: Path, rows: int, tokens: int, blocks: int, threads: int

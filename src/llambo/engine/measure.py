@@ -163,9 +163,9 @@ class Race:
             if first is None:
                 raise NotMeasured("the plain engine does not open the model in time")
             trials = [(one, trial) for one in rivals if (trial := self._open(stack, one)) is not None]
-            others = _Others([first, *(trial for _, trial in trials)])
+            rest = _Others([first, *(trial for _, trial in trials)])
             samples = self._rounds(first, trials)
-            if others.busy_share() >= BUSY_SHARE:
+            if rest.busy_share() >= BUSY_SHARE:
                 trials = [(one, trial) for one, trial in trials if one.threads == base.threads]
             measured = [Measured(one, tuple(samples[trial]), trial.private_bytes()) for one, trial in trials]
             mine = Measured(base, tuple(samples[first]), first.private_bytes())
