@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import xllamacpp
 
-from bench import bridge, chat, cluster, ending, engine, gateway, namespace, ninep, routing, start
+from bench import bridge, chat, cluster, ending, engine, fusion, gateway, namespace, ninep, routing, start
 from bench.harness import Report
 
 PARTS = {
@@ -27,6 +27,7 @@ PARTS = {
     **gateway.PARTS,
     **chat.PARTS,
     **engine.PARTS,
+    **fusion.PARTS,
 }
 
 

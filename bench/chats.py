@@ -21,7 +21,7 @@ from bench import chat_models
 from bench.harness import Report, percentile
 from llambo.cluster.api import Cluster
 from llambo.core import config
-from llambo.core.types import Done, GenerateRequest, Message, Sampling
+from llambo.core.types import Done, GenerateRequest, Message, Sampling, TokenEvent
 
 SESSIONS, TURNS, NODES, SLOTS, AT_ONCE = 20, 8, 4, 8, 2
 ROUNDS = 2
@@ -87,7 +87,7 @@ async def hold(cluster: Cluster, seed: int) -> list[Turn]:
             async for event in cluster.generate(GenerateRequest(messages=tuple(chat.messages), sampling=sampling)):
                 if isinstance(event, Done):
                     done = event
-                else:
+                elif isinstance(event, TokenEvent):
                     answer += event.text
             chat.messages.append(Message("assistant", answer))
             chat.turns += 1

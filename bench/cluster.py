@@ -28,7 +28,7 @@ from llambo.cluster.launch.base import NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
 from llambo.cluster.upstream import open_upstream
 from llambo.core import config
-from llambo.core.types import Done, GenerateRequest, LoadOptions, Message, Sampling
+from llambo.core.types import Done, GenerateRequest, LoadOptions, Message, Sampling, TokenEvent
 from llambo.engine import gguf, llama
 
 QUESTION = "What is distributed computing?"
@@ -48,6 +48,7 @@ async def _answer(cluster: Cluster, request: GenerateRequest) -> tuple[str, Done
     async for event in cluster.generate(request):
         if isinstance(event, Done):
             return text, event
+        assert isinstance(event, TokenEvent)
         text += event.text
     raise AssertionError
 
@@ -127,6 +128,7 @@ async def _trial(cluster: Cluster, request: GenerateRequest, kill_at: int) -> tu
         async for event in events:
             if isinstance(event, Done):
                 return text == whole, pause, event.failovers
+            assert isinstance(event, TokenEvent)
             text += event.text
             count += 1
             if killed and not pause:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
-from typing import Any, Self, Unpack, get_args
+from typing import Any, Self, Unpack, assert_never, get_args
 
 import msgspec
 
@@ -26,7 +26,8 @@ from llambo.cluster.control import ClusterEvent, ClusterStatus, NodeInfo
 from llambo.cluster.door import Door
 from llambo.core.config import Settings
 from llambo.core.errors import BadRequest, LlamboError, TimedOut, Unreachable
-from llambo.core.types import Done, GenerateRequest, Message, Role, Sampling
+from llambo.core.fusion import FusionRequest, VoteCast, strategy_named
+from llambo.core.types import Done, GenerateRequest, Message, Role, Sampling, TokenEvent
 from llambo.namespace import ctls, grammar
 from llambo.ninep.client import AsyncClient
 
@@ -35,6 +36,7 @@ LOOK_TIMEOUT_S = 10.0
 
 Turn = Message | Mapping[str, str]
 """What was said: a `Message`, or {"role": …, "content": …}."""
+OnVote = Callable[[VoteCast], None]
 
 _SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
 _FIELDS = ("logprobs", "grammar", "json_schema", "session", "node_type")
@@ -62,14 +64,28 @@ class _Answers(ABC):
     async def chat(self, messages: Iterable[Turn], **options: Unpack[InferOptions]) -> Completion:
         """The answer to a conversation, with its counts; a cancelled call ends it."""
         timeout_s = options.pop("timeout_s", None)
-        text, last = "", Token("", True)
-        try:
-            async with asyncio.timeout(timeout_s), aclosing(self._tokens(_request(messages, options), None)) as tokens:
-                async for last in tokens:
-                    text += last.text
-        except TimeoutError:
-            raise TimedOut(f"the answer was not whole within {timeout_s:g} s") from None
-        return completion_of(last, text)
+        return await self._whole(_request(messages, options), timeout_s)
+
+    async def fuse(
+        self,
+        prompt: str | Iterable[Turn],
+        strategy: str = "",
+        nodes: int = 0,
+        *,
+        min_consensus: int = 0,
+        extract: str = "",
+        on_vote: OnVote | None = None,
+        **options: Unpack[InferOptions],
+    ) -> Completion:
+        """The answer that several nodes agree on; its `fusion` has the agreement and every vote.
+
+        See `FusionRequest` for what is asked; "" and 0 leave it to the cluster's configuration. `on_vote` hears of each
+        vote as it is cast. Raises also: `NoQuorum`.
+        """
+        timeout_s = options.pop("timeout_s", None)
+        fusion = FusionRequest(strategy_named(strategy) if strategy else "", nodes, min_consensus, extract)
+        request = replace(_request(_turns(prompt), options), fusion=fusion)
+        return await self._whole(request, timeout_s, on_vote)
 
     async def stream(
         self, prompt: str | Iterable[Turn], **options: Unpack[InferOptions]
@@ -79,12 +95,25 @@ class _Answers(ABC):
         Leave it early only inside `contextlib.aclosing`, so that it is closed, and its slot free, at once.
         """
         timeout_s = options.pop("timeout_s", None)
-        messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-        async with aclosing(self._tokens(_request(messages, options), timeout_s)) as tokens:
+        async with aclosing(self._tokens(_request(_turns(prompt), options), timeout_s)) as tokens:
             async for token in tokens:
                 yield token
 
-    async def _tokens(self, request: GenerateRequest, each_s: float | None) -> AsyncGenerator[Token, None]:
+    async def _whole(
+        self, request: GenerateRequest, timeout_s: float | None, on_vote: OnVote | None = None
+    ) -> Completion:
+        text, last = "", Token("", True)
+        try:
+            async with asyncio.timeout(timeout_s), aclosing(self._tokens(request, None, on_vote)) as tokens:
+                async for last in tokens:
+                    text += last.text
+        except TimeoutError:
+            raise TimedOut(f"the answer was not whole within {timeout_s:g} s") from None
+        return completion_of(last, text)
+
+    async def _tokens(
+        self, request: GenerateRequest, each_s: float | None, on_vote: OnVote | None = None
+    ) -> AsyncGenerator[Token, None]:
         async with aclosing(self._door.generate(request)) as events:
             while True:
                 try:
@@ -92,10 +121,17 @@ class _Answers(ABC):
                         event = await anext(events)
                 except TimeoutError:
                     raise TimedOut(f"no token came within {each_s:g} s") from None
-                if isinstance(event, Done):
-                    yield last_token(event)
-                    return
-                yield Token(event.text, ids=event.ids, logprob=event.logprob)
+                match event:
+                    case Done():
+                        yield last_token(event)
+                        return
+                    case TokenEvent():
+                        yield Token(event.text, ids=event.ids, logprob=event.logprob)
+                    case VoteCast():
+                        if on_vote is not None:
+                            on_vote(event)
+                    case _:
+                        assert_never(event)
 
 
 class Cluster(_Answers):
@@ -282,6 +318,10 @@ def _request(messages: Iterable[Turn], options: InferOptions) -> GenerateRequest
     else:
         request = GenerateRequest(messages=(*((Message("system", system),) if system else ()), *turns))
     return replace(request, model=model, sampling=sampling, stop=stop, **fields)
+
+
+def _turns(prompt: str | Iterable[Turn]) -> Iterable[Turn]:
+    return [Message("user", prompt)] if isinstance(prompt, str) else prompt
 
 
 def _turn(message: Turn) -> Message:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ import uvloop
 from llambo.bridge.server import BridgeServer
 from llambo.bridge.settings import BridgeSettings
 from llambo.cluster.door import DoorStatus
-from llambo.core.errors import BadModel, NameInUse, NodeLost, NoModel
+from llambo.core.errors import BadModel, NameInUse, NodeLost, NoModel, NoQuorum
+from llambo.core.fusion import Fusion, FusionRequest, Vote, VoteCast
 from llambo.core.tokens import TokenStore
 from llambo.core.types import Counters, Done, Event, GenerateRequest, LoadOptions, ModelInfo, TokenEvent
 
@@ -31,6 +33,8 @@ PATIENCE_S = 10.0
 
 class FakeDoor:
     """Answers with the words of the prompt. Prompts that begin with a verb below behave as it says.
+
+    Asked for fusion, each word is what one voter says, and `fail` that it failed; more than half must agree.
 
     endless: tokens for ever. hold: one token, then silence until the answer is closed or the model freed.
     wait: a token, then silence until `gate` is set, then the end. fail: a token, then `NodeLost`. crash: a token, then
@@ -77,6 +81,11 @@ class FakeDoor:
         try:
             prompt = request.raw_prompt or request.messages[-1].content
             verb, *words = prompt.split(" ")
+            if request.fusion is not None:
+                for event in ballot(request.fusion, prompt.split()):
+                    yield event
+                    await asyncio.sleep(0)
+                return
             match verb:
                 case "endless":
                     while True:
@@ -129,6 +138,26 @@ class FakeDoor:
             self.most_active = max(self.most_active, self.active)
             self.loads_begun += loads
             self._changed.notify_all()
+
+
+def ballot(wanted: FusionRequest, words: list[str]) -> Iterator[Event]:
+    """A vote in which each word is one voter's answer, and the most frequent one is chosen."""
+    casts: list[VoteCast] = []
+    said: Counter[str] = Counter()
+    for number, word in enumerate(words, 1):
+        failure = "the node is gone" if word == "fail" else ""
+        vote = Vote(f"n{number}", "fake", word * (not failure), 1, float(not failure), number / 4, -0.5, failure)
+        said.update([word] * (not failure))
+        casts.append(VoteCast(vote, len(words), said.total(), max(said.values(), default=0) / len(words)))
+        yield casts[-1]
+    chosen, most = said.most_common(1)[0]
+    needed = wanted.min_consensus or len(words) // 2 + 1
+    if wanted.strategy == "quorum" and most < needed:
+        raise NoQuorum(f"no quorum: {most} of {len(words)} nodes agree, {needed} are needed")
+    yield TokenEvent(chosen, (1,))
+    votes = tuple(cast.vote for cast in casts)
+    outcome = Fusion(wanted.strategy or "majority-vote", most / len(words), len(words), said.total(), 0, votes)
+    yield Done("stop", "fake", "n1", 1, 3, 1, 1.5, 2.5, fusion=outcome)
 
 
 class RawClient:

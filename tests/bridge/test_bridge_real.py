@@ -288,3 +288,32 @@ async def test_a_prompt_longer_than_the_context_is_told_with_both_numbers(real: 
         assert answer["code"] == "prompt_too_long"
         assert "2048" in answer["message"]
         assert (await client.ask("INFER model=other hello"))["code"] == "not_found"
+
+
+async def test_several_nodes_vote_over_a_line_and_a_client_that_hangs_up_frees_them_all(empty: Real) -> None:
+    await empty.cluster.spawn(3, model="built-in", slots=1)
+    asked = "fusion=majority-vote nodes=3 temperature=0 max_tokens=8 What is a node?"
+    async with empty.client() as client:
+        client.send(f"INFER_STREAM {asked}\n")
+        started, *lines = [await client.line()]
+        assert started["status"] == "ok"
+        while not (lines and lines[-1].get("final")):
+            lines.append(await client.line())
+        kinds = [line["type"] for line in lines]
+        votes = kinds.count("vote")
+        assert votes >= 2
+        assert kinds == ["vote"] * votes + ["token"] * (len(kinds) - votes)
+        outcome = lines[-1]["fusion"]
+        assert (outcome["strategy"], outcome["asked"], outcome["agreement"]) == ("majority-vote", 3, 1.0)
+        assert "".join(line["token"] for line in lines[votes:]) == outcome["votes"][0]["text"]
+        client.send("INFER_STREAM fusion=quorum nodes=3 max_tokens=1000 raw=true A node\n")
+        assert (await client.line())["status"] == "ok"
+        while not empty.cluster.status().busy:
+            await asyncio.sleep(0)
+    async with asyncio.timeout(PATIENCE_S):
+        while empty.cluster.status().busy:
+            await asyncio.sleep(0.01)
+    async with AsyncBridge.connect(str(empty.path)) as client:
+        whole = await client.complete("What is a node?", fusion="token-average", nodes=2, temperature=0, max_tokens=8)
+        assert whole.fusion is not None
+        assert whole.text == outcome["votes"][0]["text"]

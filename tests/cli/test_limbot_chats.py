@@ -80,7 +80,7 @@ def test_logs_list_search_export_and_import(tmp_path: Path) -> None:
         (("logs", "--export", "pdf"), "'pdf' is no format; there are markdown, text, json"),
         (("logs", "--import", "/nonexistent.json"), "cannot read /nonexistent.json"),
         (("logs", "--import", "/dev/null"), "no JSON"),
-        (("--fusion", "majority-vote", "--nodes", "3", "hi"), "there is no fusion yet"),
+        (("--nodes", "3", "hi"), "add --fusion S"),
         (("-i", "--json"), "a chat has many"),
         (("-f", "/nonexistent", "hi"), "cannot read /nonexistent"),
         (("-f", "/tmp", "hi"), "is a directory"),

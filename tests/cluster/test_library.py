@@ -16,6 +16,7 @@ import llambo
 from llambo import errors
 from llambo.cli import running
 from llambo.cluster.control import ClusterEvent
+from llambo.core.fusion import VoteCast
 from llambo.library import Connection
 from tests.cli import daemons
 
@@ -57,6 +58,31 @@ async def check_nodes(cluster: Either) -> None:
     assert (await cluster.status()).nodes.total == before.total
 
 
+async def check_fusion(cluster: Either) -> None:
+    """Several nodes' answer has the outcome with it, and each vote is heard of; or there is no quorum."""
+    text = await cluster.infer("hello", max_tokens=6, temperature=0)
+    heard: list[VoteCast] = []
+    fused = await cluster.fuse("hello", "majority-vote", 3, on_vote=heard.append, max_tokens=6, temperature=0)
+    assert (str(fused), fused.tokens, fused.finish_reason) == (text, 6, "length")
+    assert fused.fusion is not None
+    assert (fused.fusion.strategy, fused.fusion.asked, fused.fusion.agreement) == ("majority-vote", 3, 1.0)
+    assert [vote.text for vote in fused.fusion.votes] == [text] * len(heard)
+    assert [cast.vote for cast in heard] == list(fused.fusion.votes)
+    left_open = await cluster.fuse([{"role": "user", "content": "hello"}], max_tokens=6, temperature=0, seed=1)
+    assert left_open.fusion is not None
+    assert (left_open.text, left_open.fusion.strategy, left_open.fusion.asked) == (text, "majority-vote", 3)
+    written = await cluster.fuse("hello", "token-average", 2, max_tokens=6, temperature=0)
+    assert (written.text, written.tokens) == (text, 6)
+    with pytest.raises(errors.NoQuorum, match="no quorum: 0 of 3 nodes agree, 2 are needed"):
+        await cluster.fuse("hello", "raft-consensus", 3, extract="nowhere", max_tokens=6)
+    with pytest.raises(errors.BadRequest, match="no fusion strategy is called 'loudest'; there are majority-vote"):
+        await cluster.fuse("hello", "loudest")
+    with pytest.raises(errors.BadRequest, match="fusion takes between 2 and 64 nodes, not 1"):
+        await cluster.fuse("hello", nodes=1)
+    with pytest.raises(errors.TimedOut, match=r"the answer was not whole within 0\.001 s"):
+        await cluster.fuse("hello", timeout_s=0.001)
+
+
 async def check_refusals(cluster: Either) -> None:
     """What cannot be is refused in words, and nothing is left of it."""
     with pytest.raises(TypeError, match=r"unknown option 'max_token'; known are grammar, json_schema, logprobs, max_t"):
@@ -80,6 +106,7 @@ async def test_a_private_cluster_answers_and_obeys_and_is_gone_with_its_block(ti
     async with llambo.Cluster(nodes=2, model=str(tiny_model), node_type="tiny") as cluster:
         assert (await cluster.status()).nodes.ready == 2
         await check_answers(cluster)
+        await check_fusion(cluster)
         await check_nodes(cluster)
         await check_refusals(cluster)
         with pytest.raises(errors.LlamboError, match="the cluster is open already"):
@@ -119,6 +146,7 @@ def test_a_running_cluster_answers_and_obeys_and_stays() -> None:
     async def use(socket: str) -> None:
         async with llambo.connect() as cluster:
             await check_answers(cluster)
+            await check_fusion(cluster)
             await check_nodes(cluster)
             await check_refusals(cluster)
             with pytest.raises(errors.LlamboError, match="the cluster is open already"):

@@ -96,7 +96,7 @@ def test_what_is_wrong_in_a_file_is_told_with_its_line(write: Path, text: str, c
         ("big: {memory: lots}", ":4: cluster.node_types.big.memory = 'lots': expected a size such as 512MiB, 1GiB"),
         ("big: {memory: true}", ":4: cluster.node_types.big.memory = True: expected a size such as 512MiB, 1GiB"),
         ("tiny: {speed: 3}", ":4: unknown key cluster.node_types.tiny.speed; there are ctx, slots, threads, memory"),
-        ("tiny: 3", ":4: cluster.node_types.tiny must hold keys (ctx, slots, threads, memory), not 3"),
+        ("tiny: 3", ":4: cluster.node_types.tiny must hold keys (ctx, slots, threads, memory, weight), not 3"),
         ("Big Type: {ctx: 64}", ":4: cluster.node_types: 'Big Type' is no name of a node type: small letters"),
         ("- tiny", ":2: cluster.node_types must hold node types, such as small: {ctx: 1024}"),
     ],

@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from llambo.core.errors import BadRequest, NotFound
+from llambo.core.errors import BadRequest, LlamboError, NotFound
 from llambo.dish.command import FIRST_CLUSTER
 from llambo.dish.interpreter import Interpreter, new_dish
 from llambo.dish.mounts import Mounts
@@ -61,15 +61,28 @@ class _CloneHandle(TextHandle):
         super().__init__(f"{self.name}\n".encode(), self._set)
         world.settings[self.name] = []
         prompts: list[str] = []
+        voted, answered = asyncio.Event(), asyncio.Event()
 
         def add(offset: int, data: bytes) -> None:
             prompts.append(data.decode())
 
         async def answer() -> AsyncIterator[str]:
             world.asked.append((self.name, prompts[-1]))
+            if world.votes_come_first:
+                await voted.wait()
+            if world.refusal is not None:
+                raise world.refusal
             yield "you said: "
             await world.gate.wait()
             yield prompts[-1]
+            answered.set()
+
+        async def votes() -> AsyncIterator[str]:
+            if not world.votes_come_first:
+                await answered.wait()
+            for vote in world.votes:
+                yield vote
+            voted.set()
 
         world.sessions.add(
             StaticDirectory(
@@ -77,6 +90,7 @@ class _CloneHandle(TextHandle):
                 [
                     TextFile("prompt", lambda: "", add),
                     StreamFile("stream", answer),
+                    StreamFile("tally", votes),
                     TextFile("status", lambda: "state idle\nnode n1\ntokens 2\n"),
                 ],
             )
@@ -120,6 +134,9 @@ class World:
         self.sessions_made = 0
         self.gate = asyncio.Event()
         self.gate.set()
+        self.votes: list[str] = []
+        self.votes_come_first = False
+        self.refusal: LlamboError | None = None
         self.events = Broadcast()
         self.sessions = StaticDirectory("sessions")
         self.nodes = StaticDirectory("nodes", [_Removable("n1", self), _Removable("n2", self)])

@@ -26,6 +26,8 @@ from tests.dish.dish_world import World
         ("infer max", ["max_tokens="]),
         ("infer model=b", ["model=built-in"]),
         ("infer ", []),
+        ("fusion maj", ["majority-vote"]),
+        ("fusion quorum 3 temp", ["temperature="]),
         ("umount /n/l", ["/n/llambo"]),
         ("help ca", ["cat"]),
         ("watch sta", ["status"]),

@@ -31,7 +31,7 @@ def test_the_table_of_commands_is_that_of_the_code() -> None:
 
 def test_the_settings_and_statuses_are_those_of_the_code() -> None:
     assert all(f"`{name}`" in PAGE for name in SETTINGS)
-    codes = ("failed", "bad_request", "unreachable", "refused", "overloaded", "timeout", "cancelled")
+    codes = ("failed", "bad_request", "unreachable", "refused", "overloaded", "timeout", "no_quorum", "cancelled")
     told = {int(status) for status in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
     assert told == {0, *(from_code(code, "").exit_status for code in codes)}
     assert LlamboError.exit_status in told

@@ -22,7 +22,8 @@ REFUSALS = [
     ("infer temperature=9 hi", 2, "dish: temperature must be between 0.0 and 5.0, not 9.0\n"),
     ("infer model=nope hi", 1, "dish: no model is called 'nope'"),
     ("cat 'x", 2, "dish: the quote ' is not closed; inside it ' is written '' (position 5)\n"),
-    ("fusion", 1, "dish: there is no fusion yet"),
+    ("fusion quorum 1 hi", 2, "dish: fusion takes between 2 and 64 nodes, not 1\n"),
+    ("fusion extract=( hi", 2, "dish: "),
     ("exit 9", 9, ""),
 ]
 
@@ -73,6 +74,19 @@ def test_a_script_is_read_from_a_pipe_and_input_reaches_commands() -> None:
 def test_wrong_arguments_are_told(arguments: tuple[str, ...], sentence: str) -> None:
     done = run("dish", *arguments)
     assert (done.returncode, done.stderr) == (2, sentence)
+
+
+def test_fusion_shows_every_vote_and_exits_with_6_where_there_is_no_quorum(tiny_model: Path) -> None:
+    done = run("dish", "-c", "scale 2; fusion majority-vote 2 temperature=0 max_tokens=8 What is a node?")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, *votes, blank, answer = done.stdout.splitlines()
+    assert (first, second, blank) == ("n1", "n2", "")
+    assert len(votes) == 2
+    assert all(vote.endswith(f" text='{answer}'") for vote in votes)
+    line = "fusion quorum 3 min_consensus=3 temperature=2 max_tokens=8 go on"
+    done = run("dish", "-c", line, LLAMBO_MODELS_DEFAULT=str(tiny_model))
+    assert (done.returncode, done.stderr) == (6, "dish: no quorum: 1 of 3 nodes agree, 3 are needed\n")
+    assert 2 <= len(done.stdout.splitlines()) <= 3
 
 
 def test_an_interrupt_ends_a_script_with_130_and_its_cluster(tiny_model: Path) -> None:

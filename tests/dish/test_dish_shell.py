@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llambo.core import paths
-from tests.cli.programs import command
+from tests.cli.programs import command, run
 from tests.terminals import CTRL_C, CTRL_D, TAB, UP, Person, on_terminal
 
 
@@ -68,6 +68,21 @@ def test_ctrl_c_ends_the_running_command_alone(tiny_model: Path) -> None:
         shell.prompt()
         shell.enter("exit 3")
         assert shell.wait() == 3
+
+
+def test_the_lines_of_a_long_answer_break_between_words() -> None:
+    line = "infer temperature=0 max_tokens=60 What is a node?"
+    answer = run("dish", "-c", line).stdout
+    assert len(answer) > 150
+    with dish() as shell:
+        shell.enter(line)
+        shell.expect_next(f"\n{answer.split()[0]} ")
+        shell.prompt()
+        asked = next(number for number, shown in enumerate(shell.screen) if line in shown)
+        shown = [text for text in shell.screen[asked + 1 :] if text and text != "llambo>"]
+        shell.leave()
+    assert len(shown) >= 2
+    assert " ".join(shown).split() == answer.split()
 
 
 def test_lines_are_kept_for_the_next_shell_but_none_with_a_token() -> None:

@@ -284,11 +284,6 @@ def test_extensions_that_are_none_are_refused(extension: object) -> None:
     refused(json.dumps({"messages": HELLO, "llambo": extension}).encode())
 
 
-def test_fusion_is_not_available_yet() -> None:
-    error = refused(json.dumps({"messages": HELLO, "llambo": {"fusion": {"strategy": "quorum"}}}).encode())
-    assert error.message == "fusion is not available yet"
-
-
 def test_a_grammar_that_would_end_the_engines_process_is_refused() -> None:
     assert "parentheses" in refused(json.dumps({"messages": HELLO, "grammar": "(" * 1000}).encode()).message
 

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lookers import PATIENCE_S, SMALL, Served, serving
+from lookers import PATIENCE_S, SMALL, Served, Talker, serving
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from llambo.cluster.api import Cluster
 from llambo.cluster.control import ClusterEvent
 from llambo.core.errors import NodeLost
+from llambo.core.fusion import VoteCast
+from llambo.core.fusion_document import cast_of, fusion_of
 from llambo.core.types import Event, GenerateRequest
 from llambo.gateway import messages, websocket
 
@@ -63,6 +65,7 @@ async def test_an_answer_is_tokens_and_exactly_one_done(served: Served) -> None:
         "node": "n1",
         "tokens": 8,
         "failovers": 0,
+        "fusion": None,
     }
 
 
@@ -252,6 +255,64 @@ async def test_a_node_that_dies_is_replaced_in_the_middle_of_an_answer(walk_mode
     assert done["node"] != node.id
 
 
+# --- several nodes ---
+
+
+async def fused(client: Talker, key: int | str) -> tuple[list[str], list[VoteCast], dict[str, Any]]:
+    """The kinds of messages in their order, the votes, and the end of an answer."""
+    kinds, casts = [], []
+    while (message := await client.next())["type"] not in {"done", "error"}:
+        assert message["id"] == key
+        kinds.append(message["type"])
+        if message["type"] == "vote":
+            casts.append(cast_of(message))
+    assert message["id"] == key
+    return kinds, casts, message
+
+
+async def test_several_nodes_vote_before_the_answer_and_the_end_says_what_became_of_it(tmp_path: Path) -> None:
+    async with Cluster() as cluster:
+        await cluster.load("built-in", options=SMALL)
+        await cluster.scale(2)
+        async with serving(cluster, tmp_path) as served, served.talk() as client:
+            await client.infer(1, fusion={"strategy": "majority-vote", "nodes": 3}, logprobs=True)
+            kinds, casts, done = await fused(client, 1)
+            await client.infer(2, fusion={"strategy": "token-average", "nodes": 2})
+            averaged, votes, last = await fused(client, 2)
+    assert kinds == ["vote"] * len(casts) + ["token"] * (len(kinds) - len(casts))
+    assert 2 <= len(casts) <= 3
+    outcome = fusion_of(done["fusion"])
+    assert (outcome.strategy, outcome.asked, outcome.agreement) == ("majority-vote", 3, 1.0)
+    assert [found.vote.node for found in casts] == [vote.node for vote in outcome.votes]
+    assert (done["type"], done["finish_reason"], done["tokens"]) == ("done", "length", 8)
+    assert averaged[0] == "token"
+    assert averaged[-1] == "vote"
+    assert len(votes) == 2
+    assert fusion_of(last["fusion"]).strategy == "token-average"
+
+
+async def test_without_a_quorum_an_infer_ends_in_an_error_after_its_votes(served: Served) -> None:
+    wanted = {"strategy": "quorum", "nodes": 3, "min_consensus": 3}
+    async with served.talk() as client:
+        await client.infer("q", fusion=wanted, temperature=2, prompt="go on")  # of a model of noise
+        kinds, casts, error = await fused(client, "q")
+        assert kinds == ["vote"] * len(casts)
+        assert (error["type"], error["code"]) == ("error", "no_quorum")
+        assert error["message"].startswith("no quorum: 1 of 3 nodes agree, 3 are needed")
+        await client.infer("next", max_tokens=1)
+        assert (await client.answer("next"))[1]["type"] == "done"
+
+
+async def test_a_cancel_ends_every_voter(served: Served) -> None:
+    async with served.talk() as client:
+        await client.infer("x", fusion={"strategy": "quorum", "nodes": 2}, max_tokens=450, prompt="go on")
+        await until_busy(served, 2)
+        await client.send(type="cancel", id="x")
+        _, _, done = await fused(client, "x")
+        assert (done["finish_reason"], done["fusion"]) == ("cancelled", None)
+        await until_busy(served, 0)
+
+
 # --- what is wrong ---
 
 
@@ -309,6 +370,10 @@ async def test_every_bad_message_is_answered_and_the_connection_lives(served: Se
         ({"tempratur": 1}, "bad_request", "unknown field `tempratur`; known are type, id, prompt"),
         ({"grammar": 'root ::= "a"', "json_schema": {}}, "bad_request", "not both"),
         ({"grammar": "root ::= ("}, "bad_request", ""),
+        ({"fusion": {"strategy": "council"}}, "bad_request", "no fusion strategy is called 'council'; there are"),
+        ({"fusion": {"nodes": 1}}, "bad_request", "fusion takes between 2 and 64 nodes, not 1"),
+        ({"fusion": {"voters": 3}}, "bad_request", "unknown field `voters`"),
+        ({"fusion": 3}, "bad_request", "$.fusion"),
         ({"model": "other"}, "not_found", "no model is called 'other'; loaded are tiny"),
         ({"node_type": "huge"}, "bad_request", "no 'huge' node has tiny"),
         ({"prompt": "word " * 2_000}, "prompt_too_long", "the context holds 512"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llambo.core.errors import LlamboError, NodeLost, PromptTooLong, Unreachable
+from llambo.core.fusion import Fusion, FusionRequest
 from llambo.core.types import Done, Event, GenerateRequest, TokenEvent
 from llambo.limbot import actions
 from llambo.limbot.chat import SMALL_MODEL, Chat
@@ -31,8 +32,10 @@ class Elsewhere:
         self.requests: list[GenerateRequest] = []
         self.served = Served("here", "m", ctx, is_small)
         self.times_lost = 0
+        self.fusions: list[FusionRequest | None] = []
 
-    async def ready(self, model: str) -> Served:
+    async def ready(self, model: str, fusion: FusionRequest | None = None) -> Served:
+        self.fusions.append(fusion)
         return self.served
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -58,6 +61,8 @@ class Notes:
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.busy_with: list[str] = []
+        self.shown: list[Fusion | None] = []
 
     async def lines(self) -> AsyncIterator[str]:
         for line in ("first", "second"):
@@ -88,7 +93,10 @@ class Notes:
         self.said.append("<end>")
 
     def busy(self, text: str) -> None:
-        pass
+        self.busy_with.append(text)
+
+    def votes(self, fusion: Fusion | None) -> None:
+        self.shown.append(fusion)
 
     def copy(self, text: str) -> None:
         self.said.append(f"copied {text}")
@@ -220,7 +228,7 @@ async def test_a_cancelled_answer_is_kept_as_interrupted(tmp_path: Path) -> None
 async def test_one_that_is_cancelled_before_there_is_a_cluster_says_so(tmp_path: Path) -> None:
     connection = Elsewhere(says("never"))
 
-    async def wait_for_ever(model: str) -> Served:
+    async def wait_for_ever(model: str, fusion: FusionRequest | None = None) -> Served:
         never: asyncio.Future[Served] = asyncio.get_running_loop().create_future()
         return await never
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 import pytest
 
 from llambo.core.errors import NodeLost
+from llambo.core.fusion import Fusion, Vote, VoteCast
 from llambo.core.types import Done, Event, GenerateRequest, TokenEvent
 from llambo.limbot.oneshot import ask
 
@@ -58,3 +60,21 @@ async def test_an_error_midway_closes_the_writer_and_reaches_the_caller() -> Non
     with pytest.raises(NodeLost, match="n1 is gone"):
         await ask(generate, REQUEST, notes)
     assert notes.heard == ["Hel", "<closed>"]
+
+
+async def test_votes_are_told_apart_from_the_answer_and_the_outcome_is_in_the_document() -> None:
+    vote = Vote("n1", "m", "Hi", 1, 1.0, 2.0)
+    outcome = Fusion("majority-vote", 1.0, 2, 1, 1, (vote,))
+
+    async def generate(_request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        yield VoteCast(vote, 2, 1, 1.0)
+        yield TokenEvent("Hi")
+        yield replace(DONE, fusion=outcome)
+
+    notes = Notes()
+    casts: list[VoteCast] = []
+    completion = await ask(generate, REQUEST, notes, casts.append)
+    assert notes.heard == ["Hi", "<closed>"]
+    assert [cast.vote for cast in casts] == [vote]
+    document = completion.document()["fusion"]
+    assert (document["strategy"], document["votes"][0]["text"]) == ("majority-vote", "Hi")

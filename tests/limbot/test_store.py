@@ -292,3 +292,25 @@ def test_what_is_no_export_is_refused_with_the_place(document: object, complaint
 
 def test_blocks_of_code_are_found_in_an_answer() -> None:
     assert transfer.code_blocks("a\n```py\nx\n\ny\n```\nb\n~~~\nz\n~~~") == ["x\n\ny", "z"]
+
+
+def test_a_store_of_the_first_version_is_brought_to_this_one_with_all_that_is_in_it(path: Path) -> None:
+    path.parent.mkdir()
+    old = sqlite3.connect(path)
+    old.executescript(schema.MIGRATIONS[0])
+    old.execute("INSERT INTO sessions (id, created, updated, sampling) VALUES (1, 1, 1, '{\"seed\": 7}')")
+    old.execute("INSERT INTO turns (session, role, text, at) VALUES (1, 'user', 'an old question', 1)")
+    old.execute("PRAGMA user_version = 1")
+    old.commit()
+    old.close()
+    store = Store.open(path)
+    assert (store.notices, store.lasts) == ((), True)
+    session, (turn,) = store.session(1), store.turns(1)
+    assert (session.sampling, session.fusion, turn.text, turn.fusion) == ({"seed": 7}, {}, "an old question", {})
+    assert [hit.turn.id for hit in store.search("question")] == [turn.id]
+    store.add(1, answer("voted", fusion={"strategy": "quorum"}))
+    assert schema.version_of(store._db) == schema.VERSION == 2
+    store.close()
+    store = Store.open(path)
+    assert store.turns(1)[1].fusion == {"strategy": "quorum"}
+    store.close()

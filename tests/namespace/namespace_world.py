@@ -21,6 +21,7 @@ from llambo.cluster.control import (
 )
 from llambo.cluster.door import DoorStatus
 from llambo.core.errors import BadRequest, LlamboError, NoModel, NotFound
+from llambo.core.fusion import Fusion, VoteCast
 from llambo.core.tokens import TokenStore
 from llambo.core.types import Counters, Done, Event, GenerateRequest, LoadOptions, ModelInfo, TokenEvent
 from llambo.namespace.render import Facts
@@ -65,7 +66,8 @@ class FakeCluster:
         self.models: dict[str, ModelInfo] = {"m": MODEL}
         self.strategy = "random"
         self.made = 1
-        self.pieces: list[str | LlamboError] = ["one ", "two ", "drei€"]
+        self.pieces: list[str | VoteCast | LlamboError] = ["one ", "two ", "drei€"]
+        self.fusion: Fusion | None = None
         self.requests: list[GenerateRequest] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -98,9 +100,12 @@ class FakeCluster:
                 await self.gate.wait()
                 if isinstance(piece, LlamboError):
                     raise piece
+                if isinstance(piece, VoteCast):
+                    yield piece
+                    continue
                 text += piece
                 yield TokenEvent(piece)
-            yield Done("stop", "m", "n1", len(self.pieces), 5, 2, 1.5, 9.0)
+            yield Done("stop", "m", "n1", len(self.pieces), 5, 2, 1.5, 9.0, 0, self.fusion)
         finally:
             self.closings += 1
             self.closed.set()

@@ -15,7 +15,7 @@ from llambo.ninep.tree import Peer
 from tests.namespace.namespace_world import World, names
 
 LOOKS = {"status", "status.json", "nodes.json", "metrics", "events", "config", "error", "nodes", "models"}
-CONVERSATIONS = {"data", "clone", "sessions"}
+CONVERSATIONS = {"data", "clone", "sessions", "fusion"}
 CONTROL = {"ctl", "checkpoint"}
 
 
@@ -89,7 +89,8 @@ async def test_an_aname_is_where_the_root_lies_and_nothing_above_it_is_there(wor
         await ctl.write("max_tokens 3")
         async with await world.client(path="sessions/0") as client:
             assert await client.read_file("ctl") == b"max_tokens 3\n"
-            assert set(await names(client)) == {"ctl", "prompt", "stream", "reply", "history", "status", "error"}
+            files = {"ctl", "prompt", "stream", "reply", "tally", "history", "status", "error"}
+            assert set(await names(client)) == files
     async with await world.client("read", "nodes/n1") as client:
         assert "ctl" not in await names(client)
     async with await world.client("read", "models") as client:

@@ -1,4 +1,4 @@
-"""The grammar of ctl files: what is read, what is refused and how, what is made and completed."""
+"""The grammar of ctl files: what is read, what is refused and how, what is made."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_each_command_is_refused_with_too_few_and_too_many_arguments(grammar: Gr
 def test_texts_are_made_of_the_table(grammar: Grammar) -> None:
     lines = grammar.text().splitlines()
     assert [line.split()[0] for line in lines] == [command.name for command in grammar.commands]
-    assert all(command.help in grammar.help() and command.help in grammar.markdown() for command in grammar.commands)
+    assert all(command.help in grammar.markdown() for command in grammar.commands)
 
 
 _words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1)
@@ -119,27 +119,6 @@ def test_a_line_made_of_values_is_read_as_these() -> None:
     assert ctls.CLUSTER["scale"].line(n=0, model="") == "scale 0"
     with pytest.raises(BadRequest, match="one line"):
         ctls.CLUSTER["kill"].line(id="n1\nshutdown")
-
-
-@pytest.mark.parametrize(
-    ("line", "completions"),
-    [
-        ("sp", ["spawn"]),
-        ("", [command.name for command in ctls.CLUSTER.commands]),
-        ("kill n", ["n1", "n12"]),
-        ("kill n12", ["n12"]),
-        ("kill n1 ", []),
-        ("spawn 3 ", ["tiny", "model=", "slots="]),
-        ("spawn 3 tiny m", ["model="]),
-        ("spawn 3 tiny model=b", ["model=built-in"]),
-        ("spawn 3 slots=", []),
-        ("nonsense n", []),
-        (" x", []),
-    ],
-)
-def test_the_last_word_is_completed_by_what_there_is(line: str, completions: list[str]) -> None:
-    there = {"node": ["n1", "n12"], "type": ["tiny"], "model": ["built-in"]}
-    assert ctls.CLUSTER.complete(line, lambda kind: there.get(kind, [])) == completions
 
 
 def test_an_argument_shows_how_it_is_given() -> None:

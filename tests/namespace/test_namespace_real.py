@@ -12,6 +12,8 @@ import pytest
 
 from llambo.cluster.api import Cluster
 from llambo.core import paths
+from llambo.core.errors import NoQuorum
+from llambo.core.fusion_document import fusion_of
 from llambo.core.types import Done, GenerateRequest, Message, Sampling
 from llambo.namespace.server import Namespace
 from llambo.ninep.client import AsyncClient
@@ -115,3 +117,69 @@ async def test_a_checkpoint_is_saved_where_it_says(client: AsyncClient, tmp_path
         assert (await ctl.read_all()).decode() == f"n1\n{tmp_path}/a copy.json\n"
     saved = json.loads((tmp_path / "a copy.json").read_text())
     assert saved | {"saved_at": 0} == json.loads(await client.read_file("checkpoint")) | {"saved_at": 0}
+
+
+async def test_three_nodes_agree_on_an_answer_and_what_each_said_is_told(cluster: Cluster, client: AsyncClient) -> None:
+    await cluster.spawn(3)
+    plain = await _ask(cluster, Message("user", QUESTION))
+    await client.write_file("fusion/ctl", f"{GREEDY}fusion majority-vote 3")
+    async with client.open("fusion/data", "rw") as data:
+        await data.write(QUESTION)
+        assert (await data.read_all()).decode() == plain
+    document = json.loads(await client.read_file("fusion/last-result"))
+    assert (document["text"], document["finish_reason"], document["tokens"]) == (plain, "length", 12)
+    outcome = fusion_of(document["fusion"])
+    assert (outcome.strategy, outcome.agreement, outcome.asked) == ("majority-vote", 1.0, 3)
+    lines = (await client.read_file("fusion/tally")).decode().splitlines()
+    assert [line.split()[0] for line in lines] == [f"node={vote.node}" for vote in outcome.votes]
+    assert len({vote.node for vote in outcome.votes}) == len(outcome.votes) >= 2
+    assert cluster.cluster_status().slots.busy == 0
+
+
+async def test_a_session_goes_on_with_what_was_agreed_on_token_by_token(cluster: Cluster, client: AsyncClient) -> None:
+    await cluster.spawn(2)
+    async with client.open("clone", "rw") as ctl:
+        path = f"sessions/{(await ctl.read()).decode().strip()}"
+        await ctl.write(f"{GREEDY}fusion token-average 2")
+        for prompt in (QUESTION, "Say it again."):
+            await client.write_file(f"{path}/prompt", prompt)
+            async with client.open(f"{path}/stream") as stream, client.open(f"{path}/tally") as tally:
+                said = (await stream.read_all()).decode()
+                votes = (await tally.read_all()).decode().splitlines()
+            assert said
+            assert len(votes) == 2
+            assert b"strategy token-average\n" in await client.read_file(f"{path}/status")
+        assert (await client.read_file(f"{path}/history")).count(b"\nassistant\n") == 2
+
+
+async def test_a_model_of_noise_reaches_no_quorum_and_its_question_can_be_read_in_the_tally(
+    client: AsyncClient, tiny_model: Path
+) -> None:
+    await client.write_file("ctl", f"spawn 3 model={tiny_model}")
+    await client.write_file("fusion/ctl", "max_tokens 8\ntemperature 2\nfusion quorum 3 min_consensus=3")
+    async with client.open("fusion/data", "rw") as data:
+        await data.write("go on")
+        with pytest.raises(NoQuorum, match="no quorum: 1 of 3 nodes agree, 3 are needed"):
+            await data.read_all()
+    document = json.loads(await client.read_file("fusion/last-result"))
+    assert document["error"]["code"] == "no_quorum"
+    assert fusion_of(document["fusion"]).answered >= 2
+    assert (await client.read_file("error")).startswith(b"no quorum: 1 of 3 nodes agree")
+
+
+async def test_who_hangs_up_frees_the_slots_of_all_voters(
+    cluster: Cluster, client: AsyncClient, tiny_model: Path
+) -> None:
+    await client.write_file("ctl", f"spawn 3 model={tiny_model}")
+    async with client.open("fusion/data", "rw") as data:
+        await data.write("go on for ever")
+        reading = asyncio.create_task(data.read())
+        async with asyncio.timeout(20):
+            while cluster.cluster_status().slots.busy < 3:
+                await asyncio.sleep(0.005)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+    async with asyncio.timeout(20):
+        while cluster.cluster_status().slots.busy:
+            await asyncio.sleep(0.005)

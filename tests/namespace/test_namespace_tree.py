@@ -18,19 +18,21 @@ from tests.namespace.namespace_world import MODEL, NODE, WAIT_S, World, names, u
 READ_ONLY = [
     "status", "status.json", "nodes.json", "metrics", "events", "config", "checkpoint", "error", "nodes/n1/status",
     "nodes/n1/load", "nodes/n1/model", "nodes/n1/log", "nodes/n1/metrics", "models/m/status", "sessions/0/stream",
-    "sessions/0/reply", "sessions/0/history", "sessions/0/status", "sessions/0/error",
+    "sessions/0/reply", "sessions/0/tally", "sessions/0/history", "sessions/0/status", "sessions/0/error",
+    "fusion/last-result", "fusion/tally",
 ]  # fmt: skip
 WRITABLE = [
     "ctl", "data", "clone", "nodes/n1/ctl", "models/ctl", "models/m/ctl", "sessions/0/ctl", "sessions/0/prompt",
+    "fusion/ctl", "fusion/data",
 ]  # fmt: skip
 
 
 async def test_the_whole_tree_is_there(client: AsyncClient) -> None:
     async with client.open("clone", "rw"):
         there = []
-        for directory in ("", "nodes/n1", "models", "models/m", "sessions/0"):
+        for directory in ("", "nodes/n1", "models", "models/m", "sessions/0", "fusion"):
             there += [f"{directory}/{entry.name}".lstrip("/") for entry in await client.ls(directory)]
-        directories = {"nodes", "models", "sessions", "models/m"}
+        directories = {"nodes", "models", "sessions", "models/m", "fusion"}
         assert {path for path in there if not path.startswith("models/built-in")} == {
             *READ_ONLY, *WRITABLE, *directories
         }  # fmt: skip

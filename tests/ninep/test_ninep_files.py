@@ -113,6 +113,7 @@ def test_a_handle_refuses_what_it_does_not_define() -> None:
         (core.PromptTooLong("x"), "invalid argument: x"),
         (core.NoMemory("x"), "no memory: x"),
         (core.TimedOut("x"), "timed out: x"),
+        (core.NoQuorum("no quorum: 2 of 5 nodes agree"), "no quorum: 2 of 5 nodes agree"),
         (FileError("anything"), "anything"),
     ],
 )
@@ -122,7 +123,7 @@ def test_errors_have_texts_that_clients_know(error: core.LlamboError, text: str)
 
 @pytest.mark.parametrize("code", sorted({*core._BY_CODE} - {"failed"}))
 def test_an_error_comes_back_with_its_exit_status_and_sentence(code: str) -> None:
-    error = core.from_code(code, "a sentence: with a colon")
+    error = core.from_code(code, "no quorum: 2 of 5 agree" if code == "no_quorum" else "a sentence: with a colon")
     back = error_from_text(rerror_text(error))
     assert (back.exit_status, back.message) == (error.exit_status, error.message)
     assert isinstance(error, core.BadRequest) or type(back) is type(error)

@@ -1,4 +1,6 @@
-"""What a bridge says to a client, before it is a line or a frame. Pure data; a token is `core.types.TokenEvent`."""
+"""What a bridge says to a client, before it is a line or a frame. Pure data; a token is `core.types.TokenEvent`, a vote
+`core.fusion.VoteCast`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llambo.core.errors import LlamboError
+from llambo.core.fusion import VoteCast
+from llambo.core.fusion_document import fusion_document
 from llambo.core.types import Done, TokenEvent
 
 STARTING = "Starting token generation"
@@ -43,11 +47,12 @@ class Failed:
     in_stream: bool = False
 
 
-Answer = Reply | Started | TokenEvent | Finished | Failed
+Answer = Reply | Started | TokenEvent | VoteCast | Finished | Failed
 
 
 def counts_of(done: Done) -> dict[str, object]:
-    """The counts of a finished answer as they go over the wire."""
+    """The counts of a finished answer as they go over the wire, with the outcome where several nodes were asked."""
+    fusion: dict[str, object] = {} if done.fusion is None else {"fusion": fusion_document(done.fusion)}
     return {
         "finish_reason": done.finish_reason,
         "model": done.model,
@@ -58,4 +63,5 @@ def counts_of(done: Done) -> dict[str, object]:
         "ttft_ms": round(done.ttft_ms, 3),
         "time_ms": round(done.time_ms, 3),
         "failovers": done.failovers,
+        **fusion,
     }

@@ -16,6 +16,7 @@ from llambo.bridge.binary import AnswerFrame
 from llambo.bridge.client_calls import ChatOptions, Completion, InferOptions, LoadModelOptions, Token
 from llambo.bridge.dial import default_socket_path, parse_dial
 from llambo.core.address import Address
+from llambo.core.fusion import VoteCast
 
 
 class _Connecting:
@@ -112,7 +113,7 @@ class AsyncBridge:
     async def infer(self, prompt: str = "", **options: Unpack[ChatOptions]) -> str:
         """The text of one answer.
 
-        Raises: `NoModel`, `PromptTooLong`, `NodeLost`, `Overloaded`, `Cancelled`.
+        Raises: `NoModel`, `PromptTooLong`, `NodeLost`, `Overloaded`, `NoQuorum`, `Cancelled`.
         """
         return (await self.complete(prompt, **options)).text
 
@@ -144,6 +145,15 @@ class AsyncBridge:
 
         Raises: as `infer` does.
         """
+        async with aclosing(self.stream_votes(prompt, **options)) as events:
+            async for event in events:
+                if isinstance(event, Token):
+                    yield event
+
+    async def stream_votes(
+        self, prompt: str = "", **options: Unpack[ChatOptions]
+    ) -> AsyncGenerator[Token | VoteCast, None]:
+        """As `stream`, with each vote of a fusion as it is cast."""
         given, timeout_s = calls.split_timeout(options, self._timeout_s)
         key = await self._link.request("infer_stream", calls.ask_fields(prompt, given), timeout_s)
         has_ended = False
@@ -152,7 +162,7 @@ class AsyncBridge:
                 frame = await self._link.wait(key, timeout_s)
                 has_ended = frame.type in ("done", "error")
                 if calls.checked(frame).type != "ok":  # "ok" is "Starting token generation"
-                    yield calls.token_of(frame)
+                    yield calls.event_of(frame)
         finally:
             self._link.forget(key, cancel=not has_ended)
 

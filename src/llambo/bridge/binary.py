@@ -1,6 +1,6 @@
 """The binary protocol as pure functions: a frame is a 4-byte big-endian length, then a MessagePack map of that length.
 
-A request is `{id, op, …fields}`, an answer `{id, type: ok|token|done|error, …}`. Both sides use the types here.
+A request is `{id, op, …fields}`, an answer `{id, type: ok|token|vote|done|error, …}`. Both sides use the types here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import msgspec
 from llambo.bridge import commands as c
 from llambo.bridge.answers import STARTING, Answer, Failed, Finished, Reply, Started
 from llambo.core.errors import BadRequest
+from llambo.core.fusion import Fusion, VoteCast
+from llambo.core.fusion_document import cast_document
 from llambo.core.types import LoadOptions, TokenEvent
 
 HEADER_BYTES = 4
@@ -31,7 +33,7 @@ class AnswerFrame(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True)
     """An answer as it travels; a field that is not there has its default. `id` None: no request could be made out."""
 
     id: RequestKey | None
-    type: Literal["ok", "token", "done", "error"]
+    type: Literal["ok", "token", "vote", "done", "error"]
     message: str = ""
     code: str = ""
     data: Any = None
@@ -48,6 +50,7 @@ class AnswerFrame(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True)
     ttft_ms: float | None = None
     time_ms: float | None = None
     failovers: int = 0
+    fusion: Fusion | None = None
 
 
 _ANSWER = msgspec.msgpack.Decoder(AnswerFrame)
@@ -76,10 +79,13 @@ def decode_answer(payload: bytes) -> AnswerFrame:
 
 def encode_answer(key: RequestKey | None, answer: Answer) -> bytes:
     """The answer to request `key` as a frame."""
+    values: dict[str, object]
     match answer:
         case TokenEvent():
             shape = AnswerFrame(id=key, type="token", token=answer.text, ids=answer.ids, logprob=answer.logprob)
             return frame(_encode(shape))
+        case VoteCast():
+            values = {"type": "vote", "data": cast_document(answer)}
         case Reply():
             values = {"type": "ok", "message": answer.message, "data": answer.data, **answer.counts}
         case Started():

@@ -15,6 +15,7 @@ from llambo.bridge.binary import AnswerFrame
 from llambo.bridge.blocking_link import BlockingLink
 from llambo.bridge.client_calls import ChatOptions, Completion, InferOptions, LoadModelOptions, Token
 from llambo.bridge.dial import default_socket_path, parse_dial
+from llambo.core.fusion import VoteCast
 
 
 class Bridge:
@@ -93,7 +94,7 @@ class Bridge:
     def infer(self, prompt: str = "", **options: Unpack[ChatOptions]) -> str:
         """The text of one answer.
 
-        Raises: `NoModel`, `PromptTooLong`, `NodeLost`, `Overloaded`, `Cancelled`.
+        Raises: `NoModel`, `PromptTooLong`, `NodeLost`, `Overloaded`, `NoQuorum`, `Cancelled`.
         """
         return self.complete(prompt, **options).text
 
@@ -117,6 +118,13 @@ class Bridge:
 
         Raises: as `infer` does.
         """
+        with closing(self.stream_votes(prompt, **options)) as events:
+            for event in events:
+                if isinstance(event, Token):
+                    yield event
+
+    def stream_votes(self, prompt: str = "", **options: Unpack[ChatOptions]) -> Generator[Token | VoteCast, None, None]:
+        """As `stream`, with each vote of a fusion as it is cast."""
         given, timeout_s = calls.split_timeout(options, self._timeout_s)
         key = self._link.request("infer_stream", calls.ask_fields(prompt, given), timeout_s)
         has_ended = False
@@ -125,7 +133,7 @@ class Bridge:
                 frame = self._link.wait(key, timeout_s)
                 has_ended = frame.type in ("done", "error")
                 if calls.checked(frame).type != "ok":  # "ok" is "Starting token generation"
-                    yield calls.token_of(frame)
+                    yield calls.event_of(frame)
         finally:
             self._link.forget(key, cancel=not has_ended)
 

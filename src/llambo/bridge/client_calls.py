@@ -11,6 +11,8 @@ from typing import Any, TypedDict
 
 from llambo.bridge.binary import AnswerFrame
 from llambo.core.errors import LlamboError, from_code
+from llambo.core.fusion import Fusion, VoteCast
+from llambo.core.fusion_document import cast_of
 from llambo.core.types import Done, Message
 
 DEFAULT_TIMEOUT_S = 120.0
@@ -22,7 +24,8 @@ CONNECT_TIMEOUT_S = 10.0
 class Token:
     """A piece of a streamed answer; the last one has `final` set, no text, and the counts.
 
-    Times in milliseconds. A count is None where the answer was cut off before the engine told it.
+    Times in milliseconds. A count is None where the answer was cut off before the engine told it. `fusion` is the
+    outcome where several nodes were asked.
     """
 
     text: str
@@ -38,11 +41,15 @@ class Token:
     model: str = ""
     node: str = ""
     failovers: int = 0
+    fusion: Fusion | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer with its counts; `str()` of it is the text. Times in milliseconds."""
+    """A whole answer with its counts; `str()` of it is the text. Times in milliseconds.
+
+    `fusion` is the outcome, with all votes, where several nodes were asked.
+    """
 
     text: str
     finish_reason: str
@@ -54,6 +61,7 @@ class Completion:
     model: str
     node: str
     failovers: int = 0
+    fusion: Fusion | None = None
 
     def __str__(self) -> str:
         """The text."""
@@ -85,9 +93,17 @@ class InferOptions(TypedDict, total=False):
 
 
 class ChatOptions(InferOptions, total=False):
-    """The options of the calls that take a conversation instead of a prompt."""
+    """The options of the calls that take a conversation instead of a prompt, and of those that ask several nodes.
+
+    `fusion` names the strategy by which the answers of `nodes` nodes become one; `min_consensus` of them must agree for
+    a quorum, and `extract` is a regular expression for what they are compared by.
+    """
 
     messages: Sequence[Message]
+    fusion: str
+    nodes: int
+    min_consensus: int
+    extract: str
 
 
 class LoadModelOptions(TypedDict, total=False):
@@ -130,7 +146,7 @@ def multi_fields(prompts: Sequence[str], options: dict[str, Any]) -> dict[str, A
 
     Raises: `TypeError`.
     """
-    _check_names(options, _ASK_NAMES - {"messages"})
+    _check_names(options, InferOptions.__optional_keys__)
     return {"prompts": list(prompts), **options}
 
 
@@ -149,10 +165,15 @@ def _check_names(options: dict[str, Any], known: frozenset[str]) -> None:
             raise TypeError(f"unknown option {name!r}; known are {', '.join(sorted(known))}")
 
 
-def token_of(frame: AnswerFrame) -> Token:
-    """The token in a `token` or `done` frame."""
+def event_of(frame: AnswerFrame) -> Token | VoteCast:
+    """What a `token`, `vote` or `done` frame tells.
+
+    Raises: `LlamboError` for a vote that is none.
+    """
     if frame.type == "token":
         return Token(frame.token, ids=frame.ids, logprob=frame.logprob)
+    if frame.type == "vote":
+        return cast_of(frame.data)
     return last_token(frame)
 
 
@@ -170,6 +191,7 @@ def last_token(end: AnswerFrame | Done) -> Token:
         model=end.model,
         node=end.node,
         failovers=end.failovers,
+        fusion=end.fusion,
     )
 
 
@@ -186,6 +208,7 @@ def completion_of(frame: AnswerFrame | Token, text: str) -> Completion:
         frame.model,
         frame.node,
         frame.failovers,
+        frame.fusion,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from llambo.core.errors import BadRequest, Refused, UnknownCommand
+from llambo.core.fusion import FusionRequest, strategy_named
 from llambo.core.tokens import Scope
 from llambo.core.types import GenerateRequest, LoadOptions, Message, Sampling
 
@@ -218,6 +219,10 @@ class Ask:
     json_schema: str = ""
     session: str = ""
     node_type: str = ""
+    fusion: str | None = None  # "" for the configured strategy
+    nodes: int | None = None
+    min_consensus: int | None = None
+    extract: str = ""
 
     def one(self) -> GenerateRequest:
         """The request for `prompt` or `messages`.
@@ -246,6 +251,8 @@ class Ask:
         """
         if self.prompt is not None or self.messages is not None:
             raise BadRequest("INFER_MULTI takes prompts only")
+        if self._fusion() is not None:
+            raise BadRequest("fusion goes with INFER and INFER_STREAM: INFER_MULTI asks one node for each prompt")
         if not self.prompts:
             raise BadRequest("the prompt is empty: give prompts, separated by ||")
         if len(self.prompts) > MAX_PROMPTS:
@@ -276,11 +283,26 @@ class Ask:
             json_schema=self.json_schema,
             session=self.session,
             node_type=self.node_type,
+            fusion=self._fusion(),
             interface="bridge",
         )
 
     def _sampling(self) -> Sampling:
         return Sampling(self.max_tokens, self.temperature, self.top_p, self.seed)
+
+    def _fusion(self) -> FusionRequest | None:
+        """What several nodes are asked to do, None where one is asked."""
+        belongs = {"nodes": self.nodes, "min_consensus": self.min_consensus, "extract": self.extract or None}
+        if self.fusion is None:
+            for name, value in belongs.items():
+                if value is not None:
+                    raise BadRequest(f"{name} says how several nodes answer: give fusion too, such as majority-vote")
+            return None
+        for name in ("nodes", "min_consensus"):
+            if belongs[name] == 0:  # a door's word for the configured number
+                raise BadRequest(f"{name} must be 1 at least; leave it out for the configured number")
+        strategy = strategy_named(self.fusion) if self.fusion else ""
+        return FusionRequest(strategy, self.nodes or 0, self.min_consensus or 0, self.extract)
 
 
 def build_load(path: str, name: str, options: LoadOptions) -> Load:

@@ -24,6 +24,7 @@ from llambo.bridge.client_calls import (
     Token,
 )
 from llambo.core.errors import BadRequest, NotFound, TimedOut, Unreachable
+from llambo.core.fusion import VoteCast
 
 _T = TypeVar("_T")
 _SUMMED = ("slots", "busy", "requests", "tokens", "errors", "rss_bytes")
@@ -136,6 +137,10 @@ class BridgePool:
     def stream(self, prompt: str = "", **options: Unpack[ChatOptions]) -> Generator[Token, None, None]:
         """As `Bridge.stream`, on the least busy bridge."""
         return self._run(lambda bridge: bridge.stream(prompt, **options))
+
+    def stream_votes(self, prompt: str = "", **options: Unpack[ChatOptions]) -> Generator[Token | VoteCast, None, None]:
+        """As `Bridge.stream_votes`, on the least busy bridge."""
+        return self._run(lambda bridge: bridge.stream_votes(prompt, **options))
 
     def infer_multi(self, prompts: Sequence[str], **options: Unpack[InferOptions]) -> list[str]:
         """As `Bridge.infer_multi`, on the least busy bridge."""

@@ -12,6 +12,7 @@ from llambo.bridge.async_client import AsyncBridge
 from llambo.bridge.client_calls import ChatOptions, Token
 from llambo.cluster.door import DoorStatus
 from llambo.core.errors import LlamboError
+from llambo.core.fusion import VoteCast
 from llambo.core.types import (
     Counters,
     Done,
@@ -67,9 +68,12 @@ class BridgeDoor:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """As `Door.generate`. Counts that a cancelled answer lacks are 0."""
-        async with aclosing(self._bridge.stream(request.raw_prompt or "", **_options(request))) as tokens:
-            async for token in tokens:
-                yield _done(token) if token.final else TokenEvent(token.text, token.ids, token.logprob)
+        async with aclosing(self._bridge.stream_votes(request.raw_prompt or "", **_options(request))) as events:
+            async for event in events:
+                if isinstance(event, VoteCast):
+                    yield event
+                else:
+                    yield _done(event) if event.final else TokenEvent(event.text, event.ids, event.logprob)
 
     async def tokenize(self, text: str, *, model: str = "") -> list[int]:
         """As `Door.tokenize`."""
@@ -81,7 +85,7 @@ class BridgeDoor:
 
 
 def _options(request: GenerateRequest) -> ChatOptions:
-    sampling = request.sampling
+    sampling, fusion = request.sampling, request.fusion
     options: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
@@ -96,6 +100,10 @@ def _options(request: GenerateRequest) -> ChatOptions:
         "node_type": request.node_type or None,
         "raw": True if request.raw_prompt is not None else None,
         "messages": request.messages or None,
+        "fusion": fusion.strategy if fusion else None,
+        "nodes": (fusion.voters or None) if fusion else None,
+        "min_consensus": (fusion.min_consensus or None) if fusion else None,
+        "extract": (fusion.extract or None) if fusion else None,
     }
     return cast(ChatOptions, {name: value for name, value in options.items() if value is not None})
 
@@ -111,4 +119,5 @@ def _done(token: Token) -> Done:
         token.ttft_ms or 0.0,
         token.time_ms or 0.0,
         token.failovers,
+        token.fusion,
     )

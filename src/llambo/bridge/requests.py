@@ -15,7 +15,9 @@ from typing import Protocol
 from llambo.bridge.answers import Answer, Failed, Finished
 from llambo.bridge.binary import RequestKey
 from llambo.bridge.commands import Command, Infer, InferMulti, InferStream
-from llambo.core.errors import Cancelled, LlamboError, Overloaded
+from llambo.core.errors import Cancelled, LlamboError, NoQuorum, Overloaded
+from llambo.core.fusion import VoteCast
+from llambo.core.fusion_document import vote_document
 from llambo.core.types import TokenEvent
 
 SHUTTING_DOWN = "the bridge is shutting down"
@@ -55,6 +57,7 @@ class Progress:
     """How far one answer has come."""
 
     text: list[str] = field(default_factory=list)
+    votes: list[VoteCast] = field(default_factory=list)
     tokens: int = 0
     began_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
@@ -161,6 +164,9 @@ class Requests:
         await self._idle.wait()
 
 
-def failure(error: LlamboError, command: Command) -> Failed:
-    """The error as the last answer to a command that had begun."""
-    return Failed(error, in_stream=isinstance(command, InferStream))
+def failure(error: LlamboError, request: Request) -> Failed:
+    """The error as the last answer to a request that had begun; without a quorum INFER is told the votes with it."""
+    if isinstance(request.command, InferStream):
+        return Failed(error, in_stream=True)
+    votes = [vote_document(cast.vote) for progress in request.progress for cast in progress.votes]
+    return Failed(error, {"votes": votes} if isinstance(error, NoQuorum) else None)

@@ -20,7 +20,8 @@ from llambo.bridge.binary import RequestKey
 from llambo.bridge.requests import SHUTTING_DOWN, Cause, Outlet, Progress, Request, Requests, failure
 from llambo.cluster.door import Door
 from llambo.core.errors import Cancelled, LlamboError, NotFound, Overloaded
-from llambo.core.types import Done, GenerateRequest
+from llambo.core.fusion import VoteCast
+from llambo.core.types import Done, GenerateRequest, TokenEvent
 from llambo.core.version import __version__
 
 _PONG = Reply("pong", "pong")
@@ -112,9 +113,9 @@ class Service:
             if last is not None:
                 outlet.send(last, key)
         except LlamboError as error:
-            outlet.send(failure(error, request.command), key)
+            outlet.send(failure(error, request), key)
         except Exception:
-            outlet.send(failure(unforeseen(request.command), request.command), key)
+            outlet.send(failure(unforeseen(request.command), request), key)
 
     async def _execute(self, request: Request) -> None:
         match request.command:
@@ -151,7 +152,8 @@ class Service:
                 if isinstance(event, Done):
                     done = event
                     continue
-                progress.add(event)
+                if isinstance(event, TokenEvent):
+                    progress.add(event)
                 outlet.send(event, key)
                 if not outlet.is_writable:
                     await outlet.writable()
@@ -203,11 +205,14 @@ class Service:
         done: Done | None = None
         async with aclosing(self._door.generate(wanted)) as events:
             async for event in events:
-                if isinstance(event, Done):
-                    done = event
-                    continue
-                progress.add(event)
-                progress.text.append(event.text)
+                match event:
+                    case TokenEvent():
+                        progress.add(event)
+                        progress.text.append(event.text)
+                    case VoteCast():
+                        progress.votes.append(event)
+                    case Done():
+                        done = event
         return _checked(done)
 
     async def _load(self, command: c.Load) -> Reply:

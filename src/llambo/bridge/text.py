@@ -19,6 +19,8 @@ import msgspec
 from llambo.bridge import commands as c
 from llambo.bridge.answers import STARTING, Answer, Failed, Finished, Reply, Started
 from llambo.core.errors import BadRequest
+from llambo.core.fusion import VoteCast
+from llambo.core.fusion_document import cast_document
 from llambo.core.quoted import unquoted
 from llambo.core.types import LoadOptions, TokenEvent
 
@@ -81,6 +83,10 @@ _INFER: _Options = {
     "seed": _whole,
     "raw": _truth,
     "model": _name,
+    "fusion": _name,
+    "nodes": _whole,
+    "min_consensus": _whole,
+    "extract": _name,
 }
 _LOAD: _Options = {"as": _name, "ctx": _whole, "slots": _whole, "threads": _whole, "gpu_layers": _whole}
 _TEXT: _Options = {"model": _name}
@@ -187,6 +193,8 @@ def encode_line(answer: Answer) -> bytes:
     match answer:
         case TokenEvent():
             return _encode(_TokenLine("token", answer.text)) + b"\n"
+        case VoteCast():
+            return _encode({"type": "vote", **cast_document(answer)}) + b"\n"
         case Reply():
             data = {} if answer.data is None else {"data": answer.data}
             return _encode({"status": "ok", "message": answer.message, **data, **answer.counts}) + b"\n"

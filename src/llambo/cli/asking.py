@@ -11,6 +11,7 @@ from llambo.cli import common
 from llambo.core.errors import BadRequest, LlamboError, TooLarge
 
 if TYPE_CHECKING:
+    from llambo.core.fusion import Fusion, FusionRequest, VoteCast
     from llambo.limbot.oneshot import Writer
     from llambo.limbot.screen import Screen
     from llambo.limbot.shelf import Shelf
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 MAX_INPUT_BYTES = 8 << 20
 """No context holds more, and what goes to a cluster is bounded."""
 THINKING = "thinking · Ctrl-C stops"
+SPINNER_COLUMNS = 3
+"""What a spinner takes, and the last column, which stays free."""
 
 
 def read_stdin() -> str:
@@ -37,6 +40,25 @@ def read_stdin() -> str:
         return data.decode("utf-8").strip("\n")
     except UnicodeDecodeError as error:
         raise BadRequest(f"standard input is not UTF-8 text (byte {error.start}); prompts are text") from None
+
+
+def error_columns() -> int:
+    """Columns of standard error; a file or a pipe has as many as anybody reads on a line."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else 200
+
+
+def fusion_of(strategy: str, nodes: int | None, min_consensus: int | None) -> FusionRequest | None:
+    """What the options of a command line ask of several nodes; None where they are not given.
+
+    Raises: `BadRequest`.
+    """
+    if not strategy and nodes is None and min_consensus is None:
+        return None  # without loading what knows more
+    from llambo.limbot import fusion
+
+    return fusion.requested(strategy, nodes, min_consensus)
 
 
 def choose_writer(*, raw: bool, as_json: bool) -> Writer:
@@ -62,6 +84,13 @@ class JsonLines:
         common.print_json({"type": "token", "token": text})
         sys.stdout.flush()
 
+    def vote(self, cast: VoteCast) -> None:
+        """The same for a vote."""
+        from llambo.core.fusion_document import cast_document
+
+        common.print_json({"type": "vote", **cast_document(cast)})
+        sys.stdout.flush()
+
     def close(self) -> None:
         """Nothing more: the document follows."""
 
@@ -78,11 +107,13 @@ class Waiting:
             self._status.start()
 
     def say(self, text: str) -> None:
-        """Shows another text beside it."""
+        """Shows another text beside it, on one line."""
         if self._status is not None:
             from rich.text import Text
 
-            self._status.update(Text(text or THINKING))
+            line = Text(text or THINKING)
+            line.truncate(max(1, self._status.console.width - SPINNER_COLUMNS), overflow="ellipsis")
+            self._status.update(line)
 
     def end(self) -> None:
         """Takes it away."""
@@ -122,7 +153,10 @@ class AfterWaiting:
 class OneAnswer:
     """The screen of one question: the answer goes to `writer`, what went wrong to standard error."""
 
-    width = 80
+    @property
+    def width(self) -> int:
+        """Columns of what is told on standard error, behind the program's name."""
+        return error_columns() - len("limbot: ")
 
     def __init__(self, writer: Writer, spinner: Waiting) -> None:
         self._writer = writer
@@ -159,6 +193,9 @@ class OneAnswer:
     def busy(self, text: str) -> None:
         """The text beside the spinner, while there is one."""
         self._spinner.say(text)
+
+    def votes(self, fusion: Fusion | None) -> None:
+        """Nothing: the spinner tells how far they are."""
 
     def copy(self, text: str) -> None:
         """Nothing."""

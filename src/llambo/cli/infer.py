@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llambo.cli import common
-from llambo.core.errors import BadRequest
+from llambo.core.errors import BadRequest, NoQuorum
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llambo.core.config import Config
+    from llambo.core.fusion import VoteCast
     from llambo.core.types import GenerateRequest
 
 
@@ -26,12 +29,19 @@ def infer(
     top_p: Annotated[float | None, typer.Option(metavar="P", help="Share of likelihood to choose from.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Makes a sampled answer repeatable.")] = None,
     model: Annotated[str, typer.Option("--model", metavar="REF", help="Model name, file or reference.")] = "",
+    fusion: common.Fusion = "",
+    nodes: common.FusionNodes = None,
+    min_consensus: common.MinConsensus = None,
     raw_prompt: Annotated[bool, typer.Option("--raw-prompt", help="Send the prompt without a chat template.")] = False,
-    stream: Annotated[bool, typer.Option("--stream", help="With --json: a line per token, then the document.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="With --json: a line per vote and token, then the document.")
+    ] = False,
     config: common.ConfigFile = None,
     as_json: common.Json = False,
 ) -> None:
-    """Asks the cluster and streams the answer."""
+    """Asks the cluster and streams the answer; with --fusion several nodes, of whose answers one is made."""
+    from dataclasses import replace
+
     from llambo.cli import asking
     from llambo.core import config as configuration
     from llambo.core.quoted import unquoted
@@ -43,6 +53,7 @@ def infer(
     if not text.strip():
         raise BadRequest("the prompt is empty")
     request = GenerateRequest.from_prompt(text, raw=raw_prompt, sampling=sampling)
+    request = replace(request, fusion=asking.fusion_of(fusion, nodes, min_consensus))
     common.run_async(lambda: _ask(request, effective, model, as_json=as_json, stream=stream))
 
 
@@ -57,6 +68,7 @@ async def _ask(request: GenerateRequest, config: Config, model: str, *, as_json:
     from llambo.limbot.silence import Silence
 
     found = the_daemon()
+    casts: list[VoteCast] = []
     writer = asking.JsonLines() if as_json and stream else asking.choose_writer(raw=False, as_json=as_json)
     async with asking.waiting() as spinner:
         with download_progress(model) as bar:
@@ -67,7 +79,40 @@ async def _ask(request: GenerateRequest, config: Config, model: str, *, as_json:
 
             async with daemon_door(found, config, model, progress, spinner.say) as (door, name):
                 ready = asking.AfterWaiting(writer, spinner)
-                async with Silence(spinner.say, asking.THINKING):
-                    completion = await oneshot.ask(door.generate, replace(request, model=name), ready)
+                async with Silence(spinner.say, asking.THINKING) as silence:
+
+                    def voted(cast: VoteCast) -> None:
+                        casts.append(cast)
+                        if isinstance(writer, asking.JsonLines):
+                            writer.vote(cast)
+                        silence.heard(_progress(request, casts))
+
+                    try:
+                        completion = await oneshot.ask(door.generate, replace(request, model=name), ready, voted)
+                    except NoQuorum:
+                        _tell_votes(request, casts)
+                        raise
     if as_json:
         common.print_json(completion.document())
+
+
+def _progress(request: GenerateRequest, casts: Sequence[VoteCast]) -> str:
+    """How far the votes are, in words for the spinner."""
+    from llambo.limbot import fusion
+
+    assert request.fusion is not None, "who votes was asked to"
+    return fusion.progress(fusion.so_far(request.fusion, casts))
+
+
+def _tell_votes(request: GenerateRequest, casts: Sequence[VoteCast]) -> None:
+    """The votes that no answer could be made of, on standard error."""
+    import sys
+
+    from llambo.cli import asking
+    from llambo.limbot import fusion
+
+    if request.fusion is None or not casts:
+        return
+    told = fusion.so_far(request.fusion, casts)
+    name = "llamboctl: "
+    sys.stderr.write("".join(f"{name}{row}\n" for row in fusion.rows(told, asking.error_columns() - len(name))))

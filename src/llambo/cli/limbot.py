@@ -21,6 +21,7 @@ from llambo.core.errors import BadRequest
 
 if TYPE_CHECKING:
     from llambo.core.config import Config
+    from llambo.core.fusion import FusionRequest
     from llambo.core.types import Sampling
     from llambo.engine.download import Progress
     from llambo.limbot.chat import Chat
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 app = typer.Typer(**common.APP_OPTIONS)
 
 DATABASE = "limbot.db"
-NO_FUSION = "there is no fusion yet: one node answers each question; leave --fusion and --nodes out"
 
 
 @dataclass(slots=True)
@@ -46,6 +46,8 @@ class Wanted:
     goes_on: bool = False
     is_raw: bool = False
     is_raw_prompt: bool = False
+    fusion: FusionRequest | None = None
+    sets_fusion: bool = False  # also where it is set to none
 
 
 @app.command()
@@ -66,8 +68,9 @@ def limbot(
         str,
         typer.Option(metavar="ADDRESS", help="A cluster elsewhere: tcp!HOST!PORT or http(s)://HOST."),
     ] = "",
-    fusion: Annotated[str, typer.Option(metavar="S", help="Several nodes for one question: not yet.")] = "",
-    nodes: Annotated[int | None, typer.Option(metavar="N", help="How many nodes vote: not yet.")] = None,
+    fusion: common.Fusion = "",
+    nodes: common.FusionNodes = None,
+    min_consensus: common.MinConsensus = None,
     raw: Annotated[bool, typer.Option("--raw", help="Show the text as it is: no Markdown.")] = False,
     raw_prompt: Annotated[bool, typer.Option("--raw-prompt", help="Send the prompt without a chat template.")] = False,
     as_json: common.Json = False,
@@ -85,8 +88,6 @@ def limbot(
     from llambo.core import log
     from llambo.core.types import Sampling
 
-    if fusion or nodes is not None:
-        raise BadRequest(NO_FUSION)
     if raw_prompt and system:
         raise BadRequest("a raw prompt takes no system prompt: put the text into the prompt itself")
     log.to_stderr(verbose=verbose)
@@ -96,7 +97,9 @@ def limbot(
     if chats and as_json:
         raise BadRequest("--json prints one answer, and a chat has many; leave -i out and give a prompt")
     text = " ".join(prompt or []) if chats else _read_prompt(prompt or [], has_files=bool(file))
+    votes = asking.fusion_of(fusion, nodes, min_consensus)
     wanted = Wanted(text, model, system, sampling, file or [], connect, goes_on, raw, raw_prompt)
+    wanted.fusion, wanted.sets_fusion = votes, bool(fusion)
     if chats:
         common.run_async(lambda: _chat(wanted, effective))
     else:
@@ -146,7 +149,7 @@ async def _opened(
     files = [attachments.read(path) for path in wanted.files]
     async with Switching(config, connect=wanted.connect, progress=progress, tell=screen.busy) as connection:
         chat = Chat(connection, shelf, screen, model=wanted.model, system=wanted.system, sampling=wanted.sampling)
-        chat.attached, chat.is_raw_prompt = files, wanted.is_raw_prompt
+        chat.attached, chat.is_raw_prompt, chat.fusion = files, wanted.is_raw_prompt, wanted.fusion
         if wanted.goes_on:
             last = await shelf(Store.last)
             if last is None:
@@ -167,6 +170,8 @@ def _overrule(chat: Chat, wanted: Wanted) -> None:
 
     chat.sampling = replace(chat.sampling, **settings.to_dict(wanted.sampling))
     chat.model = wanted.model or chat.model
+    if wanted.sets_fusion:
+        chat.fusion = wanted.fusion
     if wanted.system:
         chat.conversation = chat.conversation.with_system(wanted.system)
 
@@ -192,6 +197,18 @@ async def _ask(wanted: Wanted, config: Config, *, as_json: bool) -> None:
                 text = await chat.ask(wanted.prompt)
                 if as_json and chat.last_done is not None:
                     common.print_json(Completion(text, chat.last_done).document())
+                _tell_outcome(chat)
+
+
+def _tell_outcome(chat: Chat) -> None:
+    """A dim line on the terminal below an answer that was voted on."""
+    import textwrap
+
+    if chat.last_done is not None and chat.last_done.fusion is not None and common.draws(sys.stderr):
+        from llambo.limbot import fusion
+
+        for line in textwrap.wrap(fusion.summary(chat.last_done.fusion), max(8, asking.error_columns() - 1)):
+            sys.stderr.write(f"\x1b[2m{line}\x1b[0m\n")
 
 
 async def _chat(wanted: Wanted, config: Config) -> None:

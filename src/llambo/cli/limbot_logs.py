@@ -134,7 +134,7 @@ def _session(session: Session) -> dict[str, object]:
 def _turn(turn: Turn) -> dict[str, object]:
     from dataclasses import asdict
 
-    return asdict(turn)
+    return {**asdict(turn), "fusion": turn.fusion or None}
 
 
 def _hit(hit: Hit) -> dict[str, object]:

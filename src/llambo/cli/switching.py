@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from llambo.cli import running
 from llambo.cli.running import Running
-from llambo.core.errors import BadRequest, LlamboError, Unreachable
+from llambo.core.errors import BadRequest, LlamboError, NoMemory, Unreachable
+from llambo.core.fusion import FusionRequest
 from llambo.core.types import Event, GenerateRequest, ModelInfo
 from llambo.limbot.connection import Served
 
@@ -77,21 +78,47 @@ class Switching:
     async def __aexit__(self, *_: object) -> None:
         await self._close()
 
-    async def ready(self, model: str) -> Served:
+    async def ready(self, model: str, fusion: FusionRequest | None = None) -> Served:
         """See `Connection.ready`."""
         async with self._lock:
-            daemon = None if self._connect else running.find(running.DAEMON)
-            now = self._open
-            if now is not None and now.daemon is not None and now.daemon != daemon:
-                await self._close()  # it ended, or another one began
-                now = None
-            if now is not None and now.ref == model and (now.daemon == daemon or daemon is None):
-                return now.served
-            opened = await self._choose(model, daemon)
-            if opened is not now:
-                await self._close()
-                self._open = opened
+            opened = await self._settle(model)
+            if fusion is not None:
+                await self._give_nodes(opened, fusion.voters or self._config.settings.cognition.n_nodes)
             return opened.served
+
+    async def _settle(self, model: str) -> _Open:
+        """Opens what `ready` settles on."""
+        daemon = None if self._connect else running.find(running.DAEMON)
+        now = self._open
+        if now is not None and now.daemon is not None and now.daemon != daemon:
+            await self._close()  # it ended, or another one began
+            now = None
+        if now is not None and now.ref == model and (now.daemon == daemon or daemon is None):
+            return now
+        opened = await self._choose(model, daemon)
+        if opened is not now:
+            await self._close()
+            self._open = opened
+        return opened
+
+    async def _give_nodes(self, opened: _Open, count: int) -> None:
+        """Has a private cluster start as many nodes as are to answer; any other has the nodes that it has.
+
+        Raises: `NoMemory` saying how many fit.
+        """
+        from llambo.cluster.api import Cluster
+
+        if not isinstance(opened.door, Cluster):
+            return
+        name = opened.served.model
+        there = sum(node.model == name for node in await opened.door.nodes())
+        if there >= count:
+            return
+        self._tell(f"starting {count - there} more nodes")
+        try:
+            await opened.door.scale(count, model=name)
+        except NoMemory as error:
+            raise NoMemory(f"a private cluster of {count} nodes does not fit: {error.message}") from None
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See `Connection.generate`."""

@@ -17,7 +17,7 @@ from llambo.cluster import bounds, prefix
 from llambo.cluster.events import RequestFinished
 from llambo.cluster.failover import Answer, Attempt, StreamEnd
 from llambo.cluster.runtime import Runtime
-from llambo.cluster.state import EMBED, Route
+from llambo.cluster.state import EMBED, Crowd, Route
 from llambo.cluster.tickets import Place, Ticket
 from llambo.cluster.upstream import Upstream
 from llambo.cluster.world import serves
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 _numbers = itertools.count(1)
 
 
-def route_of(request: GenerateRequest, model: str) -> tuple[Route, str]:
+def route_of(request: GenerateRequest, model: str, crowd: Crowd | None = None) -> tuple[Route, str]:
     """What routing needs of a request, and the text that its prefixes are hashed of."""
     text = request.raw_prompt
     if text is None:
@@ -41,20 +41,33 @@ def route_of(request: GenerateRequest, model: str) -> tuple[Route, str]:
         chain=prefix.chain(text),
         size_chars=len(text),
         max_tokens=request.sampling.max_tokens or 0,
+        crowd=crowd,
     )
     return route, text
 
 
 class Answering:
-    """One request for text. `count` is told of tokens as they come."""
+    """One request for text, to a node apart from its `crowd` where it has one. `count` is told of tokens as they come.
 
-    def __init__(self, runtime: Runtime, request: GenerateRequest, model: str, count: Callable[[int], None]) -> None:
+    `node` is the one that it is on or was on last.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        request: GenerateRequest,
+        model: str,
+        count: Callable[[int], None],
+        crowd: Crowd | None = None,
+    ) -> None:
         self._runtime = runtime
         self._request = request
         self._model = model
         self._count = count
+        self._crowd = crowd
         self._answer: Answer | None = None
         self._node: Place | None = None
+        self.node = ""
         self._first = 0.0
         self._end: StreamEnd | None = None
         self._tokens_per_s = 0.0  # of the last node, as it says itself
@@ -63,10 +76,11 @@ class Answering:
         """Token events, then one `Done`. Raises: see `Door.generate`."""
         bounds.check(self._request)
         started = time.perf_counter()
-        route, text = route_of(self._request, self._model)
+        route, text = route_of(self._request, self._model, self._crowd)
         with self._runtime.submit(route) as ticket:
             while self._end is None:
                 place = await ticket.place()
+                self.node = place.node
                 async with aclosing(self._attempt(place, ticket)) as events:
                     async for event in events:
                         self._first = self._first or time.perf_counter()

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from llambo.cluster import answering, configured, survey
+from llambo.cluster import answering, configured, fusing, fusion_plan, survey
 from llambo.cluster.catalogue import Catalogue, Entry
 from llambo.cluster.checkpoint import to_dict
 from llambo.cluster.control import BalancerStats, ClusterEvent, ClusterStatus, NodeInfo, SpawnProgress
@@ -38,7 +38,8 @@ from llambo.cluster.state import ATTACHED, LOCAL, RERANK, Node
 from llambo.cluster.upstream_llama import LlamaUpstream
 from llambo.cluster.world import World, serves
 from llambo.core import config, paths
-from llambo.core.errors import BadRequest, LlamboError, NoModel, NotFound
+from llambo.core.errors import BadRequest, LlamboError, NoModel, NoQuorum, NotFound
+from llambo.core.fusion import FusionRequest
 from llambo.core.types import Counters, Done, Event, GenerateRequest, LoadOptions, ModelInfo
 from llambo.engine.download import Progress
 from llambo.engine.policy import EngineHome, EnginePolicy
@@ -131,7 +132,11 @@ class Cluster:
         outcome, done = "cancelled", None
         try:
             name = (await self._wanted(request.model)).name
-            async with aclosing(answering.Answering(self._runtime, request, name, self._meter.add).events()) as events:
+            if request.fusion is None:
+                answer = answering.Answering(self._runtime, request, name, self._meter.add).events()
+            else:
+                answer = self._fuse(request, self._plan(request, request.fusion, name))
+            async with aclosing(answer) as events:
                 async for event in events:
                     if isinstance(event, Done):
                         outcome, done = "done", event
@@ -148,7 +153,24 @@ class Cluster:
                 tokens=done.tokens if done else 0,
                 prompt_tokens=done.prompt_tokens if done else 0,
                 cached_tokens=done.cached_tokens if done else 0,
+                comes_at_once=bool(done and done.fusion and done.fusion.strategy != "token-average"),
             )
+
+    async def _fuse(self, request: GenerateRequest, plan: fusion_plan.Plan) -> AsyncGenerator[Event, None]:
+        """The answer of several; how far they agree shows in the metrics, also where they do not enough."""
+        fused = fusing.of(self._runtime, request, plan, self._meter.add)
+        is_decided = False
+        try:
+            async with aclosing(fused.events()) as events:
+                async for event in events:
+                    is_decided = is_decided or isinstance(event, Done)
+                    yield event
+        except NoQuorum:
+            is_decided = True
+            raise
+        finally:
+            if is_decided:
+                self._metrics.fused(plan.strategy, fused.agreement, fused.other_tokens)
 
     @asynccontextmanager
     async def relay(self, request: RelayRequest) -> AsyncIterator[RelayReply]:
@@ -322,6 +344,19 @@ class Cluster:
             ) from None
         log.info("model %s was asked for", entry.name)
         return entry
+
+    def _plan(self, request: GenerateRequest, wanted: FusionRequest, first: str) -> fusion_plan.Plan:
+        """How a question is asked of several: a model that it names is asked alone, else every one that can answer.
+
+        Raises: `BadRequest`.
+        """
+        models = [first]
+        if not request.model:
+            ready = survey.answering_models(self._world, request.node_type)
+            models += [name for name in self._catalogue.entries if name in ready and name != first]
+        types = self._settings.cluster.node_types
+        weights = {name: node_type.weight for name, node_type in types.items()}
+        return fusion_plan.plan(wanted, models, self._settings.cognition, weights)
 
     def _pick(self, name: str) -> Entry:
         entries = self._catalogue.entries

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from llambo.cluster.prefix import PrefixIndex
-from llambo.cluster.state import Flight, Node, Pool
+from llambo.cluster.state import Crowd, Flight, Node, Pool
 from llambo.core.errors import BadRequest
 
 COMPARED_ALL = 8
@@ -92,7 +92,23 @@ class Balancer:
     def choose(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
         """A node of `pools` with a free slot that has not failed this request, or None."""
         flight.matched = 0
+        if flight.route.crowd is not None:
+            return self._apart(pools, flight, flight.route.crowd)
         return self._strategies[self.strategy](pools, flight)
+
+    def _apart(self, pools: Sequence[Pool], flight: Flight, crowd: Crowd) -> Node | None:
+        """By the strategy a node that has none of the crowd, else the one that has fewest of them; counts it there."""
+        held = crowd.nodes
+        barred = flight.barred
+        flight.barred = barred | {(node.id, node.epoch) for name in held if (node := _find(pools, name)) is not None}
+        node = self._strategies[self.strategy](pools, flight)
+        flight.barred = barred
+        if node is None:  # then the free ones are among the crowd's, of which there are few
+            free = [node for pool in pools for node in pool.free if _may_serve(node, flight)]
+            node = min(free, key=lambda node: (held.get(node.id, 0), self._cost(node)), default=None)
+        if node is not None:
+            held[node.id] = held.get(node.id, 0) + 1
+        return node
 
     def _round_robin(self, pools: Sequence[Pool], flight: Flight) -> Node | None:
         """The node that has waited longest since its last request. Weights do not matter here."""

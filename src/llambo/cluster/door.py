@@ -54,7 +54,9 @@ class Door(Protocol):
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Streams one answer: `TokenEvent`s, then exactly one `Done`, or raises. Closing it frees the slot at once.
 
-        Raises: `NoModel`, `PromptTooLong`, `NodeLost`, `Overloaded`, `TimedOut`.
+        With `fusion` a `VoteCast` for each voter comes too; see docs/fusion.md.
+
+        Raises: `NoModel`, `PromptTooLong`, `NodeLost`, `Overloaded`, `TimedOut`, `NoQuorum`.
         """
         ...
 

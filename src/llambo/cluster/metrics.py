@@ -26,6 +26,7 @@ _REQUEST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0
 _FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _TOKEN_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0)
+_AGREEMENT = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 _ROUTING_S = (0.000005, 0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.001, 0.01)
 
 
@@ -61,17 +62,23 @@ class Metrics:
         tokens: int = 0,
         prompt_tokens: int = 0,
         cached_tokens: int = 0,
+        comes_at_once: bool = False,
     ) -> None:
         """A request ended after `seconds`, its first token after `ttft_s` (None: there was none).
 
-        The time between its tokens is noted once, as their mean. Counts are what a server says: one that is negative
-        counts as 0.
+        The time between its tokens is noted once, as their mean, unless the answer came all at once. Counts are what a
+        server says: one that is negative counts as 0.
         """
+        counts = (tokens, prompt_tokens, cached_tokens)
         self._tell(
             lambda series: series.request_ended(
-                (interface, outcome), seconds, ttft_s, counts=(tokens, prompt_tokens, cached_tokens)
+                (interface, outcome), seconds, ttft_s, counts=counts, comes_at_once=comes_at_once
             )
         )
+
+    def fused(self, strategy: str, agreement: float, other_tokens: int) -> None:
+        """Several nodes answered one question: the leading answer's share, and the tokens of the answers not chosen."""
+        self._tell(lambda series: series.fused(strategy, agreement, other_tokens))
 
     def queued(self, seconds: float) -> None:
         """A request got its place after `seconds` of waiting."""
@@ -182,6 +189,13 @@ class _Series:
         )
         for direction in ("up", "down"):
             self.scale_events.labels(direction)  # so that they are 0, and not missing
+        self.agreement = Histogram(
+            "llambo_fusion_agreement_ratio",
+            "The leading answer's share where several nodes answered one question.",
+            ("strategy",),
+            registry=own,
+            buckets=_AGREEMENT,
+        )
         self._by_outcome: dict[tuple[str, str], Counter] = {}
         self._prompt = self._cached = 0
         own.register(_Gauges(snapshot, self._hit_ratio))
@@ -192,6 +206,8 @@ class _Series:
         seconds: float,
         ttft_s: float | None,
         counts: tuple[int, int, int],
+        *,
+        comes_at_once: bool = False,
     ) -> None:
         """`counts` are tokens of the answer, of the prompt, and of the prompt in the cache."""
         tokens, prompt_tokens, cached_tokens = (min(max(0, count), _MOST_TOKENS) for count in counts)
@@ -202,13 +218,18 @@ class _Series:
         self.request_seconds.observe(seconds)
         if ttft_s is not None:
             self.first_token_seconds.observe(ttft_s)
-            if tokens > 1:
+            if tokens > 1 and not comes_at_once:
                 self.token_seconds.observe(max(0.0, seconds - ttft_s) / (tokens - 1))
         self.generated_tokens.inc(tokens)
         self.prompt_tokens.inc(prompt_tokens)
         self.cached_tokens.inc(cached_tokens)
         self._prompt += prompt_tokens
         self._cached += cached_tokens
+
+    def fused(self, strategy: str, agreement: float, other_tokens: int) -> None:
+        """See `Metrics.fused`."""
+        self.agreement.labels(strategy).observe(agreement)
+        self.generated_tokens.inc(min(max(0, other_tokens), _MOST_TOKENS))
 
     def _hit_ratio(self) -> float:
         return self._cached / self._prompt if self._prompt else 0.0

@@ -231,10 +231,17 @@ class Model:
         return [node for pool in self.pools for node in pool.nodes.values()]
 
 
+@dataclass(slots=True, eq=False)
+class Crowd:
+    """Requests that belong apart, as the voters of one question do: how many of them each node has been given."""
+
+    nodes: dict[str, int] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """What choosing a node needs to know of a request. `chain` are the hashes of its text's prefixes, `size_chars` its
-    length, `max_tokens` the answer's (0: open)."""
+    length, `max_tokens` the answer's (0: open), `crowd` those it should be apart from."""
 
     id: int
     model: str
@@ -244,6 +251,7 @@ class Route:
     chain: tuple[int, ...] = ()
     size_chars: int = 0
     max_tokens: int = 0
+    crowd: Crowd | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -6,12 +6,13 @@ knows models, queues or other nodes; what is asked of several nodes in turn is `
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from llambo.cluster.failover import Attempt, StreamEnd
 from llambo.cluster.launch.base import TEMPLATE, TOKEN_IDS, NodeHandle
+from llambo.cluster.mixing import NextToken
 from llambo.cluster.upstream_llama import LlamaUpstream, SlotState
 from llambo.cluster.upstream_openai import OpenAiUpstream
 from llambo.cluster.upstream_relay import NodeReply, RelayCall
@@ -74,6 +75,13 @@ class Upstream(Protocol):
         """The text that a model is given for `request`, by the node's own chat template where it has one.
 
         Raises: `NodeLost`, `BadRequest`, `EngineFailed`.
+        """
+        ...
+
+    async def next_token(self, ids: Sequence[int]) -> NextToken:
+        """The likeliest tokens after `ids`, as the model has them, whatever the sampling. Waits without a limit.
+
+        Raises: `PromptTooLong`, `NodeLost`, `BadRequest` for an id that the vocabulary has not, `EngineFailed`.
         """
         ...
 

@@ -6,16 +6,17 @@ Knows llama-server's endpoints (tools/server/README.md in llama.cpp) and nothing
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from llambo.cluster import bounds
+from llambo.cluster import bounds, upstream_next
 from llambo.cluster.failover import Attempt, StreamEnd
 from llambo.cluster.launch.base import TEMPLATE, TOKEN_IDS, NodeHandle
+from llambo.cluster.mixing import NextToken
 from llambo.cluster.upstream_http import BadStatus, NodeHttp
 from llambo.cluster.upstream_json import count, decoded
 from llambo.cluster.upstream_relay import NodeReply, NotThere, RelayCall, Words, opened
@@ -158,6 +159,14 @@ class LlamaUpstream:
             return joined(request)
         body = {"messages": [{"role": m.role, "content": m.content} for m in request.messages]}
         return (await self._post("/apply-template", body, self._stall_s)).prompt
+
+    async def next_token(self, ids: Sequence[int]) -> NextToken:
+        """See `Upstream.next_token`."""
+        reply = self._http.post("/completion", upstream_next.body(ids), timeout_s=None)
+        found = upstream_next.next_token(await self._read(upstream_next.decode_step, reply))
+        if found is None:
+            raise EngineFailed(f"node {self.node} does not tell what may come next")
+        return found
 
     async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See `Upstream.tokenize`."""

@@ -6,7 +6,7 @@ alone. It takes a JSON schema, and no GBNF grammar.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import msgspec
 from llambo.cluster import bounds
 from llambo.cluster.failover import Attempt, StreamEnd
 from llambo.cluster.launch.base import NodeHandle
+from llambo.cluster.mixing import NextToken
 from llambo.cluster.upstream_http import BadStatus, NodeHttp
 from llambo.cluster.upstream_json import MALFORMED, count, decoded
 from llambo.cluster.upstream_llama import PROBE, SlotState, joined
@@ -137,6 +138,10 @@ class OpenAiUpstream:
     async def prompt_text(self, request: GenerateRequest) -> str:
         """See `Upstream.prompt_text`: what was said, joined; the server alone knows what it makes of a chat."""
         return joined(request)
+
+    async def next_token(self, ids: Sequence[int]) -> NextToken:
+        """Raises `EngineFailed`: the OpenAI API takes no token ids."""
+        raise EngineFailed(f"node {self.node} has only the OpenAI API, which takes no token ids")
 
     async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """Raises `EngineFailed`: the OpenAI API has no tokenizer."""

@@ -19,6 +19,7 @@
     ├── Refused                 refused          4    authentication or permission
     ├── Overloaded              overloaded       5
     ├── TimedOut                timeout          5
+    ├── NoQuorum                no_quorum        6    too few of the nodes that were asked agree
     └── Cancelled               cancelled        130
 
 The first column is the class, then its `code` (stable, part of every protocol), then its `exit_status`. A message is
@@ -153,6 +154,13 @@ class TimedOut(LlamboError):
 
     code = "timeout"
     exit_status = 5
+
+
+class NoQuorum(LlamboError):
+    """Too few of the nodes that were asked agree on one answer; the votes were told as they were cast."""
+
+    code = "no_quorum"
+    exit_status = 6
 
 
 class Cancelled(LlamboError):

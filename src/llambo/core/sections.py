@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from llambo.core.errors import BadRequest
+from llambo.core.fusion import MAX_VOTERS, MIN_VOTERS, strategy_named
+from llambo.core.fusion import Strategy as FusionStrategy
 from llambo.core.http_address import EXPECTED as HTTP_ADDRESSES
 from llambo.core.http_address import parse_http_address
 
@@ -66,6 +69,7 @@ class NodeType(Section):
     slots: int = Field(4, ge=1, le=256, description="parallel answers")
     threads: int = Field(4, ge=0, le=1024, description="engine threads; 0: by model and processor")
     memory: Size = Field(2**30, ge=2**20, description="what a node of this type is meant to stay within")
+    weight: float = Field(1.0, gt=0, le=1000, description="what its answer counts for in fusion by weighted-average")
 
 
 PRESETS: Mapping[str, NodeType] = {
@@ -178,6 +182,37 @@ class Orchestrator(Section):
 def _conflict(other: str, text: str) -> PydanticCustomError:
     """Two keys that do not go together; `other` is the one that is not being validated."""
     return PydanticCustomError("conflict", "{text}", {"text": text, "other": other})
+
+
+def _fusion_strategy(value: object) -> object:
+    """The strategy of that name or alias; what is no text is left for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return strategy_named(value)
+    except BadRequest as error:
+        raise ValueError(error.message) from None
+
+
+class Cognition(Section):
+    """Fusion: how several nodes answer one question where the request does not say."""
+
+    strategy: Annotated[FusionStrategy, BeforeValidator(_fusion_strategy)] = Field(
+        "majority-vote", description="how one answer is made of several"
+    )
+    n_nodes: int = Field(3, ge=MIN_VOTERS, le=MAX_VOTERS, description="answers that are asked for")
+    min_consensus_nodes: int = Field(
+        0, ge=0, le=MAX_VOTERS, description="how many must agree for a quorum; 0: more than half"
+    )
+    timeout: Duration = Field(60.0, gt=0, description="who has not answered by then has no vote")
+
+    @field_validator("min_consensus_nodes")
+    @classmethod
+    def _consensus_can_be(cls, value: int, info: ValidationInfo) -> int:
+        most = info.data.get("n_nodes", MAX_VOTERS)
+        if value > most:
+            raise _conflict("n_nodes", f"must be at most cognition.n_nodes, which is {most}")
+        return value
 
 
 class Models(Section):
@@ -302,6 +337,7 @@ class Settings(Section):
     load_balancer: LoadBalancer = LoadBalancer()
     orchestrator: Orchestrator = Orchestrator()
     models: Models = Models()
+    cognition: Cognition = Cognition()
     engine: Engine = Engine()
     bridge: Bridge = Bridge()
     styx: Styx = Styx()

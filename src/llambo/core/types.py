@@ -1,8 +1,8 @@
 """What is asked of the cluster and what comes back: the vocabulary that every interface shares.
 
-Pure data. One request type for chat and completion, one kind of stream for every answer: token events, then exactly
-one terminal event (`Done`; a failure is a raised `LlamboError`, cancellation is the reader closing the stream or a
-`Done` whose `finish_reason` is `"cancelled"`).
+Pure data. One request type for chat and completion, one kind of stream for every answer: token events (with fusion the
+votes as they are cast, then the chosen answer), then exactly one terminal event (`Done`; a failure is a raised
+`LlamboError`, cancellation is the reader closing the stream or a `Done` whose `finish_reason` is `"cancelled"`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llambo.core.errors import BadRequest
+from llambo.core.fusion import Fusion, FusionRequest, VoteCast
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -76,7 +77,8 @@ class GenerateRequest:
 
     The answer ends before any text of `stop`. `grammar` (GBNF) or `json_schema` (a JSON Schema as text), at most one,
     bounds what it may be. Requests of one `session` share a place in the queue's rotation and, where they can, a node.
-    `node_type` wants a node of that type, "" any. `interface` is who asks, for the metrics.
+    `node_type` wants a node of that type, "" any. `fusion` asks several nodes for one answer. `interface` is who asks,
+    for the metrics.
     """
 
     messages: tuple[Message, ...] = ()
@@ -89,6 +91,7 @@ class GenerateRequest:
     json_schema: str = ""
     session: str = ""
     node_type: str = ""
+    fusion: FusionRequest | None = None
     interface: str = field(default="python", compare=False)
 
     def __post_init__(self) -> None:
@@ -136,9 +139,10 @@ class Done:
     ttft_ms: float
     time_ms: float
     failovers: int = 0  # how often another node took over
+    fusion: Fusion | None = None  # how the answer was agreed on, when several nodes were asked
 
 
-Event = TokenEvent | Done
+Event = TokenEvent | VoteCast | Done
 
 
 @dataclass(frozen=True, slots=True)

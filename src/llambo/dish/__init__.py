@@ -8,7 +8,7 @@
     command       what a command is, and the state that all share; commands is the table of them
     file_commands, cluster_commands, asking      what they do
     jobs          commands in the background
-    terminal      standard output
+    terminal      standard output; wrapping breaks its lines between words
     interpreter   runs lines and scripts
     completion, highlighting, shell      the interactive side, on prompt_toolkit
 

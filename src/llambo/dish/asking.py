@@ -1,19 +1,28 @@
-"""Questions to the model: `infer` asks one by itself, `ask` and lines that are no command go on with a conversation.
+"""Questions to the model: `infer` asks one by itself, `fusion` asks several nodes, `ask` goes on with a conversation.
 
 A conversation is a session of the tree that lives as long as its `clone` is open.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 from llambo.core.errors import BadRequest, LlamboError, NotFound, Unreachable
+from llambo.core.fusion import ALIASES, STRATEGIES
 from llambo.dish.command import SETTINGS, Command, Context
+from llambo.dish.grammar import quote
 from llambo.dish.mounts import Mounts
 from llambo.dish.pipes import Sink, read_all
 from llambo.dish.servers import File
+from llambo.dish.terminal import Terminal
+
+_STRATEGIES = (*STRATEGIES, *ALIASES)
+_OF_FUSION = ("min_consensus", "extract")
+"""Options of `fusion` beside `SETTINGS`."""
 
 
 class Conversations:
@@ -70,25 +79,91 @@ class _Session:
             return cls(mounts, cluster, held.pop_all(), ctl, number)
 
     async def ask(self, prompt: str, settings: Mapping[str, str], out: Sink) -> None:
+        await self._say(prompt, settings)
+        async with self._mounts.open(f"{self._directory}/stream") as stream:
+            await _show(stream.read, out)
+
+    async def fuse(self, how: str, prompt: str, settings: Mapping[str, str], out: Sink) -> None:
+        """Asks several nodes; `how` is the line of the ctl that says so. A terminal is shown their votes too."""
+        await self._ctl.write(f"{how}\n")
+        await self._say(prompt, settings)
+        async with self._mounts.open(f"{self._directory}/stream") as stream:
+            if not isinstance(out, Terminal):
+                await _show(stream.read, out)
+                return
+            async with self._mounts.open(f"{self._directory}/tally") as tally:
+                await _Voting(tally, stream, out).show()
+
+    async def _say(self, prompt: str, settings: Mapping[str, str]) -> None:
         for name, value in settings.items():
             if self._settings.get(name) != value:
                 await self._ctl.write(f"{name} {' '.join(value.splitlines())}\n")
                 self._settings[name] = value
         async with self._mounts.open(f"{self._directory}/prompt", "w") as file:
             await file.write(prompt)
-        last = b""
-        try:
-            async with self._mounts.open(f"{self._directory}/stream") as stream:
-                while piece := await stream.read():
-                    await out.write(piece)
-                    last = piece[-1:]
-        finally:
-            if last not in {b"", b"\n"}:
-                await out.write(b"\n")
 
     async def hang_up(self) -> None:
         with contextlib.suppress(LlamboError):  # it is gone already
             await self._held.aclose()
+
+
+async def _show(next_piece: Callable[[], Awaitable[bytes]], out: Sink) -> None:
+    """Shows an answer to its end; whatever it ends in, it ends with a line."""
+    shown = out.prose() if isinstance(out, Terminal) else out
+    last = b""
+    try:
+        while piece := await next_piece():
+            await shown.write(piece)
+            last = piece[-1:]
+    finally:
+        if last not in {b"", b"\n"}:
+            await shown.write(b"\n")
+
+
+class _Voting:
+    """Votes as they come, and the answer below them; those that come when it has begun stand below it."""
+
+    def __init__(self, tally: File, stream: File, out: Terminal) -> None:
+        self._tally = tally
+        self._stream = stream
+        self._out = out
+        self._has_votes = self._has_begun = False
+        self._late: list[bytes] = []
+
+    async def show(self) -> None:
+        """Shows both. Raises: what the answer ends in, once every vote is shown."""
+        self._counting = asyncio.create_task(self._count())
+        try:
+            error: LlamboError | None = None
+            try:
+                await _show(self._next_piece, self._out)
+            except LlamboError as found:
+                error = found
+            await self._counting
+            for piece in self._late:
+                await self._out.write(piece)
+            if error is not None:
+                raise error
+        finally:
+            self._counting.cancel()
+            await asyncio.wait([self._counting])
+
+    async def _count(self) -> None:
+        while piece := await self._tally.read():
+            self._has_votes = True
+            if self._has_begun:
+                self._late.append(piece)
+            else:
+                await self._out.write(piece)
+
+    async def _next_piece(self) -> bytes:
+        piece = await self._stream.read()
+        if piece and not self._has_begun:
+            if self._has_votes:  # all are there: this is what they agreed on
+                await self._counting
+                await self._out.write(b"\n")
+            self._has_begun = True
+        return piece
 
 
 async def infer(context: Context) -> None:
@@ -107,11 +182,28 @@ async def ask(context: Context) -> None:
     await context.dish.conversations.ask(context.dish.cluster, prompt, settings, context.out)
 
 
-async def _question(context: Context) -> tuple[str, dict[str, str]]:
+async def fuse(context: Context) -> None:
+    """`fusion [STRATEGY [N]] [NAME=VALUE…] PROMPT`."""
+    words = list(context.words)
+    how = ["fusion"]
+    if words and words[0] in _STRATEGIES:
+        how.append(words.pop(0))
+        if words and words[0].isascii() and words[0].isdigit():
+            how.append(words.pop(0))
+    prompt, settings = await _question(replace(context, words=tuple(words)), (*SETTINGS, *_OF_FUSION))
+    how += [quote(f"{name}={settings.pop(name)}") for name in _OF_FUSION if name in settings]
+    session = await _Session.begin(context.dish.mounts, context.dish.cluster)
+    try:
+        await session.fuse(" ".join(how), prompt, settings, context.out)
+    finally:
+        await session.hang_up()
+
+
+async def _question(context: Context, names: Collection[str] = SETTINGS) -> tuple[str, dict[str, str]]:
     """The prompt and its settings; what is piped in stands before the prompt's words. Raises: `BadRequest`."""
     words = list(context.words)
     settings = context.dish.settings()
-    while words and words[0].partition("=")[0] in SETTINGS and "=" in words[0]:
+    while words and words[0].partition("=")[0] in names and "=" in words[0]:
         name, _, settings[name] = words.pop(0).partition("=")
     source = context.piped
     if words == ["-"] or not words:
@@ -135,4 +227,11 @@ COMMANDS = (
         ("option",),
     ),
     Command("ask", "ask [NAME=VALUE…] PROMPT", "goes on with the conversation, as a line alone does", ask, ("option",)),
+    Command(
+        "fusion",
+        "fusion [STRATEGY [N]] [NAME=VALUE…] PROMPT",
+        f"asks N nodes, shows the answer of each, then the one they agree on; names also {' '.join(_OF_FUSION)}",
+        fuse,
+        ("strategy", "option"),
+    ),
 )

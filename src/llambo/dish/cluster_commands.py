@@ -174,11 +174,6 @@ def _pace(context: Context) -> tuple[float, int, list[str]]:
     return every, times, words
 
 
-async def fusion(context: Context) -> None:
-    """`fusion`: there is none."""
-    raise LlamboError("there is no fusion yet: one node answers each question; infer PROMPT asks it")
-
-
 async def show_help(context: Context) -> None:
     """`help [COMMAND]`."""
     table = context.dish.table
@@ -250,6 +245,5 @@ CONTROL = (
     _ctl("checkpoint", "save [PATH]", "saves the state of the cluster; says where", name="save", answers=True),
     _ctl("restore", "restore [PATH]", "brings back what was saved, beside what there is"),
     Command("cluster", "cluster [DIR]", "chooses the cluster that commands are for; alone, lists", cluster, ("mount",)),
-    Command("fusion", "fusion", "several nodes for one question: not yet", fusion),
 )
 LEAVING = (Command("exit", "exit [STATUS]", "ends dish, as Ctrl-D does", leave, aliases=("quit",)),)

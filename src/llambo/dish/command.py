@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llambo.dish.asking import Conversations
     from llambo.dish.jobs import Jobs
 
-Completes = Literal["path", "node", "model", "command", "job", "target", "mount", "type", "option", ""]
+Completes = Literal["path", "node", "model", "command", "job", "target", "mount", "type", "option", "strategy", ""]
 """What an argument names, for completion; a target is a node or a job."""
 
 FIRST_CLUSTER = "/n/llambo"

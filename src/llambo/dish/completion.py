@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llambo.core.errors import LlamboError
+from llambo.core.fusion import ALIASES, STRATEGIES
 from llambo.dish.cluster_commands import node_list
 from llambo.dish.command import SETTINGS, Completes, Dish
 from llambo.dish.grammar import Token, quote, scan
@@ -88,6 +89,8 @@ async def _names(dish: Dish, kind: Completes, begun: str) -> list[tuple[str, str
             names = await _models(dish)
         case "type":
             names = dict.fromkeys(str(node.get("type", "")) for node in await node_list(dish))
+        case "strategy":
+            names = (*STRATEGIES, *ALIASES)
         case "mount":
             names = dish.mounts.points
         case _:

@@ -16,7 +16,9 @@ import msgspec
 from llambo.cluster import bounds
 from llambo.cluster.prefix import conversation_text
 from llambo.core.errors import BadRequest
+from llambo.core.fusion import FusionRequest
 from llambo.gateway.errors import InvalidField
+from llambo.gateway.fusion import Wanted
 
 Fields = Mapping[str, msgspec.Raw]
 
@@ -27,11 +29,15 @@ MAX_COUNT = 2**31 - 1
 MAX_SESSION = 256
 """Characters of a session's name."""
 EXTENSIONS = "llambo"
+FUSION = f"{EXTENSIONS}.fusion"
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A body as far as it was read. `fields` are what goes to the node; the others are as in `RelayRequest`."""
+    """A body as far as it was read. `fields` are what goes to the node; the others are as in `RelayRequest`.
+
+    With `fusion` several nodes are to answer.
+    """
 
     fields: Fields
     model: str
@@ -40,6 +46,7 @@ class Asked:
     max_tokens: int
     session: str
     node_type: str
+    fusion: FusionRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +54,13 @@ class Shape:
     """How the body of an endpoint is read.
 
     One member of each group of `required` must be there. `text` gives what the model will read. `may_stream` says
-    whether `stream` means anything.
+    whether `stream` means anything, `may_fuse` whether several nodes may answer.
     """
 
     required: tuple[tuple[str, ...], ...] = ()
     text: Callable[[Fields], str] = lambda fields: ""
     may_stream: bool = False
+    may_fuse: bool = False
 
 
 def read(body: bytes, shape: Shape, *, session: str = "") -> Asked:
@@ -74,6 +82,7 @@ def read(body: bytes, shape: Shape, *, session: str = "") -> Asked:
         max_tokens=max(0, *(values.get(name) or 0 for name in _LIMITS)),
         session=_session(extensions.session or session),
         node_type=extensions.node_type,
+        fusion=None if extensions.fusion is None else _fusion(extensions.fusion, shape),
     )
 
 
@@ -114,18 +123,23 @@ def _nesting_is_over(body: bytes, limit: int) -> bool:
 class _Extensions(msgspec.Struct, forbid_unknown_fields=True):
     session: str = ""
     node_type: str = ""
-    fusion: Any = None
+    fusion: Wanted | None = None
 
 
 def _extensions(raw: msgspec.Raw | None) -> _Extensions:
     if raw is None:
         return _Extensions()
-    found: _Extensions | None = _decoded(EXTENSIONS, raw, _Extensions | None)
-    if found is None:
-        return _Extensions()
-    if found.fusion is not None:
-        raise InvalidField("fusion is not available yet", f"{EXTENSIONS}.fusion")
-    return found
+    found: _Extensions | None = decoded(EXTENSIONS, raw, _Extensions | None)
+    return _Extensions() if found is None else found
+
+
+def _fusion(wanted: Wanted, shape: Shape) -> FusionRequest:
+    if not shape.may_fuse:
+        raise InvalidField("fusion answers /v1/chat/completions and /v1/completions alone", FUSION)
+    try:
+        return wanted.request()
+    except BadRequest as error:
+        raise InvalidField(error.message, FUSION) from None
 
 
 def _session(name: str) -> str:
@@ -137,7 +151,8 @@ def _session(name: str) -> str:
 # --- members that are checked here ------------------------------------------------------------------------------------
 
 
-def _decoded(name: str, raw: msgspec.Raw, kind: Any) -> Any:
+def decoded(name: str, raw: msgspec.Raw, kind: Any) -> Any:
+    """The member `name` as a value of `kind`. Raises: `InvalidField`."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
@@ -147,12 +162,12 @@ def _decoded(name: str, raw: msgspec.Raw, kind: Any) -> Any:
 
 
 def _of(kind: Any) -> Callable[[str, msgspec.Raw], Any]:
-    return lambda name, raw: _decoded(name, raw, kind)
+    return lambda name, raw: decoded(name, raw, kind)
 
 
 def _count(least: int) -> Callable[[str, msgspec.Raw], int | None]:
     def check(name: str, raw: msgspec.Raw) -> int | None:
-        value: int | None = _decoded(name, raw, int | None)
+        value: int | None = decoded(name, raw, int | None)
         if value is not None and not least <= value <= MAX_COUNT:
             raise InvalidField(f"{name} must be between {least} and {MAX_COUNT}, not {value}", name)
         return value
@@ -161,7 +176,7 @@ def _count(least: int) -> Callable[[str, msgspec.Raw], int | None]:
 
 
 def _grammar(name: str, raw: msgspec.Raw) -> str | None:
-    text: str | None = _decoded(name, raw, str | None)
+    text: str | None = decoded(name, raw, str | None)
     if text:
         bounds.check_grammar(text)
     return text
@@ -211,9 +226,9 @@ def _content(name: str, raw: msgspec.Raw) -> str:
     """The text of a message: a string, or parts; parts that are no text stand for themselves."""
     match bytes(memoryview(raw)[:1]):
         case b'"':
-            return str(_decoded(name, raw, str))
+            return str(decoded(name, raw, str))
         case b"[":
-            parts: list[_Part] = _decoded(name, raw, list[_Part])
+            parts: list[_Part] = decoded(name, raw, list[_Part])
             texts = [part.text for part in parts if part.text is not None]
             return "".join(texts) if len(texts) == len(parts) else _plain(raw)
         case b"" | b"n":
@@ -224,7 +239,7 @@ def _content(name: str, raw: msgspec.Raw) -> str:
 
 def _conversation(name: str, fields: Fields, system: str = "", *, kind: type[_Turn] = _Message) -> str:
     """The text of a list of messages, after the tools and the system prompt, which templates put in front."""
-    items: list[msgspec.Raw] = _decoded(name, fields[name], list[msgspec.Raw])
+    items: list[msgspec.Raw] = decoded(name, fields[name], list[msgspec.Raw])
     if not items:
         raise InvalidField(f"{name} is empty; give at least one message", name)
     turns: list[tuple[str, str]] = []
@@ -233,7 +248,7 @@ def _conversation(name: str, fields: Fields, system: str = "", *, kind: type[_Tu
     if system in fields:
         turns.append(("system", _content(system, fields[system])))
     for item in items:
-        turn: _Turn = _decoded(name, item, kind)
+        turn: _Turn = decoded(name, item, kind)
         turns.append((turn.role, _content(name, turn.content) or _plain(item)))
     return conversation_text(turns)
 
@@ -257,36 +272,37 @@ def _responses(fields: Fields) -> str:
 
 def _prompt(fields: Fields) -> str:
     """A prompt may be a text, token ids, several of these, or an object with a text and images."""
-    value: object = _decoded("prompt", fields["prompt"], str | list[msgspec.Raw] | dict[str, msgspec.Raw])
+    value: object = decoded("prompt", fields["prompt"], str | list[msgspec.Raw] | dict[str, msgspec.Raw])
     return value if isinstance(value, str) else _plain(fields["prompt"])
 
 
 def _infill(fields: Fields) -> str:
     extra = _plain(fields["input_extra"]) if "input_extra" in fields else ""
     names = ("input_prefix", "input_suffix", "prompt")
-    return extra + "".join(_decoded(name, fields[name], str | None) or "" for name in names if name in fields)
+    return extra + "".join(decoded(name, fields[name], str | None) or "" for name in names if name in fields)
 
 
 def _inputs(fields: Fields) -> str:
     name = "input" if "input" in fields else "content"
-    _decoded(name, fields[name], str | list[msgspec.Raw])
+    decoded(name, fields[name], str | list[msgspec.Raw])
     return ""
 
 
 def _tokens(fields: Fields) -> str:
-    _decoded("tokens", fields["tokens"], list[Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]])
+    decoded("tokens", fields["tokens"], list[Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]])
     return ""
 
 
 def _rerank(fields: Fields) -> str:
-    _decoded("query", fields["query"], str)
+    decoded("query", fields["query"], str)
     name = "documents" if "documents" in fields else "texts"
-    _decoded(name, fields[name], list[msgspec.Raw])
+    decoded(name, fields[name], list[msgspec.Raw])
     return ""
 
 
-CHAT = Shape((("messages",),), _messages, may_stream=True)
-COMPLETION = Shape((("prompt",),), _prompt, may_stream=True)
+CHAT = Shape((("messages",),), _messages, may_stream=True, may_fuse=True)
+COMPLETION = Shape((("prompt",),), _prompt, may_stream=True, may_fuse=True)
+LLAMA_COMPLETION = Shape((("prompt",),), _prompt, may_stream=True)
 RESPONSES = Shape((("input",),), _responses, may_stream=True)
 ANTHROPIC = Shape((("messages",),), _anthropic, may_stream=True)
 INFILL = Shape((("input_prefix",), ("input_suffix",)), _infill, may_stream=True)

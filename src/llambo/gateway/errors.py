@@ -6,7 +6,8 @@ Pure. The table is in docs/gateway.md; each error class has one row here, the ne
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -43,13 +44,17 @@ class Conflict(LlamboError):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failure as the outside sees it. `retry_after_s` 0: no header says when to try again."""
+    """A failure as the outside sees it. `retry_after_s` 0: no header says when to try again.
+
+    `extensions` is what only Llambo has to say beside the error.
+    """
 
     status: int
     code: str
     message: str
     param: str | None = None
     retry_after_s: float = 0.0
+    extensions: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -75,7 +80,7 @@ class Failure:
         if dialect == "anthropic":
             return {"type": "error", "error": {"type": anthropic_type, "message": self.message, "code": self.code}}
         error = {"message": self.message, "type": openai_type, "param": self.param, "code": self.code}
-        return {"error": error}
+        return {"error": error, "llambo": self.extensions} if self.extensions else {"error": error}
 
 
 _TYPES = {
@@ -102,6 +107,7 @@ _ROWS: dict[type[LlamboError], tuple[int, str]] = {
     Missing: (404, "not_found"),
     Conflict: (409, "conflict"),
     errors.Cancelled: (409, "cancelled"),
+    errors.NoQuorum: (409, "no_quorum"),
     errors.Refused: (403, "refused"),
     errors.Overloaded: (429, "overloaded"),
     errors.TimedOut: (504, "timeout"),

@@ -15,9 +15,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llambo.cluster.relay import Kind, RelayRequest
-from llambo.gateway import bodies, relay, schemas
-from llambo.gateway.bodies import Shape
+from llambo.gateway import bodies, openai, relay, schemas
+from llambo.gateway.bodies import Asked, Shape
 from llambo.gateway.errors import InvalidField, dialect_of
+from llambo.gateway.fused import Fused, objects_for
 from llambo.gateway.relay import Exchange
 from llambo.gateway.streams import Stream
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SESSION_HEADER = b"x-session-id"
 JSON = [(b"content-type", b"application/json")]
 MAX_NUMBER_DIGITS = 9
+CHAT_PATH = "/v1/chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Endpoint:
 
 
 ENDPOINTS = (
-    Endpoint("/v1/chat/completions", "generate", bodies.CHAT, schemas.CHAT, "Answer a conversation"),
+    Endpoint(CHAT_PATH, "generate", bodies.CHAT, schemas.CHAT, "Answer a conversation"),
     Endpoint("/v1/completions", "generate", bodies.COMPLETION, schemas.COMPLETION, "Continue a text"),
     Endpoint("/v1/responses", "generate", bodies.RESPONSES, schemas.RESPONSES, "Answer, as OpenAI's responses"),
     Endpoint("/v1/messages", "generate", bodies.ANTHROPIC, schemas.ANTHROPIC, "Answer, as Anthropic's messages"),
@@ -51,7 +53,9 @@ ENDPOINTS = (
     Endpoint("/v1/reranking", "rerank", bodies.RERANK, schemas.RERANK, "The same as /v1/rerank"),
     Endpoint("/rerank", "rerank", bodies.RERANK, schemas.RERANK, "The same as /v1/rerank"),
     Endpoint("/reranking", "rerank", bodies.RERANK, schemas.RERANK, "The same as /v1/rerank"),
-    Endpoint("/completion", "generate", bodies.COMPLETION, schemas.LLAMA_COMPLETION, "llama-server's own completion"),
+    Endpoint(
+        "/completion", "generate", bodies.LLAMA_COMPLETION, schemas.LLAMA_COMPLETION, "llama-server's own completion"
+    ),
     Endpoint("/infill", "generate", bodies.INFILL, schemas.INFILL, "Fill in between two texts"),
     Endpoint("/tokenize", "look", bodies.TOKENIZE, schemas.TOKENIZE, "Turn text into tokens"),
     Endpoint("/detokenize", "look", bodies.DETOKENIZE, schemas.DETOKENIZE, "Turn tokens into text"),
@@ -106,6 +110,9 @@ def _reply(gateway: Gateway, endpoint: Endpoint) -> Raw:
             session=asked.session,
             node_type=asked.node_type,
         )
+        if asked.fusion is not None:
+            await _fuse(gateway, exchange, asked, request, len(body))
+            return
         if not request.streams:
             await _pass_on(gateway, exchange, request)
             return
@@ -140,6 +147,17 @@ async def _pass_on(gateway: Gateway, exchange: Exchange, request: RelayRequest) 
     body, reply = await relay.answer(exchange, gateway.relays, request)
     headers = [(b"content-type", reply.content_type.encode("latin-1"))]
     await exchange.whole(200, headers, body, reply.node)
+
+
+async def _fuse(gateway: Gateway, exchange: Exchange, asked: Asked, request: RelayRequest, body_bytes: int) -> None:
+    wanted = openai.request_of(asked, "chat" if request.path == CHAT_PATH else "text")
+    fused = Fused(exchange, gateway.door, wanted, objects_for(exchange, gateway.door, wanted))
+    if not request.streams:
+        await fused.answer()
+        return
+    stream = Stream(exchange.id, exchange.owner, request, exchange.dialect, body_bytes)
+    ping_s = gateway.settings.ping_interval
+    await fused.deliver(gateway.streams, stream, ping_s=ping_s, with_usage=openai.wants_usage(asked))
 
 
 # --- looks at a node --------------------------------------------------------------------------------------------------

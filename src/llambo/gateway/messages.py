@@ -13,7 +13,10 @@ import msgspec
 
 from llambo.cluster.control import ClusterEvent
 from llambo.core.errors import BadRequest, LlamboError, TooLarge
+from llambo.core.fusion import VoteCast
+from llambo.core.fusion_document import cast_document, fusion_document
 from llambo.core.types import Done, GenerateRequest, Message, Role, Sampling, TokenEvent, check_unicode
+from llambo.gateway.fusion import Wanted
 
 MAX_MESSAGE_BYTES = 2**20
 PONG = '{"type":"pong"}'
@@ -84,6 +87,7 @@ class _Infer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     session: str = ""
     node_type: str = ""
     logprobs: bool = False
+    fusion: Wanted | None = None
 
 
 class _Cancel(msgspec.Struct, forbid_unknown_fields=True):
@@ -166,6 +170,7 @@ def _request(asked: _Infer) -> GenerateRequest:
         json_schema=_schema(asked.json_schema),
         session=asked.session,
         node_type=asked.node_type,
+        fusion=None if asked.fusion is None else asked.fusion.request(),
         interface="websocket",
     )
 
@@ -201,11 +206,18 @@ def token(key: Id, event: TokenEvent, *, logprobs: bool) -> str:
     return _encode(said).decode()
 
 
+def vote(key: Id, cast: VoteCast) -> str:
+    """One of the nodes that were asked has answered or failed."""
+    return _encode({"type": "vote", "id": key, **cast_document(cast)}).decode()
+
+
 def done(key: Id, end: Done) -> str:
     """The answer is whole. Times in milliseconds."""
     members = {name: getattr(end, name) for name in _DONE}
-    times = {"ttft_ms": round(end.ttft_ms, 3), "time_ms": round(end.time_ms, 3)}
-    return _done(key, failovers=end.failovers, **(members | times))
+    members |= {"ttft_ms": round(end.ttft_ms, 3), "time_ms": round(end.time_ms, 3)}
+    if end.fusion is not None:
+        members["fusion"] = fusion_document(end.fusion)
+    return _done(key, failovers=end.failovers, **members)
 
 
 def cancelled(key: Id, *, tokens: int, ttft_ms: float | None, time_ms: float) -> str:
@@ -215,7 +227,7 @@ def cancelled(key: Id, *, tokens: int, ttft_ms: float | None, time_ms: float) ->
 
 
 _DONE: dict[str, None] = dict.fromkeys(
-    ("finish_reason", "model", "node", "tokens", "prompt_tokens", "cached_tokens", "ttft_ms", "time_ms")
+    ("finish_reason", "model", "node", "tokens", "prompt_tokens", "cached_tokens", "ttft_ms", "time_ms", "fusion")
 )
 """The members of the end of an answer; what is not known is null, never missing."""
 

@@ -30,7 +30,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Refused(Exception):
-    """The node refused the request; `failure` says it to the outside."""
+    """The request was refused; `failure` says it to the outside."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -91,9 +91,9 @@ class Exchange:
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
-    async def json(self, value: object) -> None:
+    async def json(self, value: object, node: str = "") -> None:
         """Sends `value` as a reply."""
-        await self.whole(200, [(b"content-type", b"application/json")], msgspec.json.encode(value))
+        await self.whole(200, [(b"content-type", b"application/json")], msgspec.json.encode(value), node)
 
     async def fail(self, failure: Failure) -> None:
         """Ends with `failure`: as the reply, or as a stream's last event."""

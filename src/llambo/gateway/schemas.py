@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llambo.core.fusion import ALIASES, MAX_EXTRACT, MAX_VOTERS, MIN_VOTERS, STRATEGIES
+
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
@@ -25,15 +27,38 @@ _MESSAGE: Schema = {
     "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": _CONTENT},
     "required": ["role", "content"],
 }
-_EXTENSIONS: Schema = {
+_NAMED: dict[str, Schema] = {
+    "session": {"type": "string", "maxLength": 256, "description": "requests of one session share a node"},
+    "node_type": {"type": "string", "description": "a node of this type answers"},
+}
+_FUSION: Schema = {
     "type": "object",
-    "description": "what only Llambo knows",
+    "description": "several nodes answer, and one answer comes out; what is left out, the configuration says",
     "properties": {
-        "session": {"type": "string", "maxLength": 256, "description": "requests of one session share a node"},
-        "node_type": {"type": "string", "description": "a node of this type answers"},
+        "strategy": {"enum": [*STRATEGIES, *ALIASES]},
+        "nodes": {"type": "integer", "minimum": MIN_VOTERS, "maximum": MAX_VOTERS},
+        "min_consensus": {"type": "integer", "minimum": 1, "maximum": MAX_VOTERS},
+        "extract": {
+            "type": "string",
+            "maxLength": MAX_EXTRACT,
+            "description": "a regular expression: answers are compared by what it finds",
+        },
     },
     "additionalProperties": False,
 }
+
+
+def _extensions(members: dict[str, Schema]) -> Schema:
+    return {
+        "type": "object",
+        "description": "what only Llambo knows",
+        "properties": members,
+        "additionalProperties": False,
+    }
+
+
+_EXTENSIONS = _extensions(_NAMED)
+_FUSED: dict[str, Schema] = {"llambo": _extensions({**_NAMED, "fusion": _FUSION})}
 _ROUTING: dict[str, Schema] = {"model": {"type": "string", "description": "the default one if left out"}}
 _EXTENDED: dict[str, Schema] = {**_ROUTING, "llambo": _EXTENSIONS}
 _SAMPLING: dict[str, Schema] = {
@@ -50,13 +75,15 @@ def _object(members: dict[str, Schema], *required: str) -> Schema:
 
 
 _MESSAGES: Schema = {"type": "array", "items": _MESSAGE, "minItems": 1}
-CHAT = _object({"messages": _MESSAGES, "max_tokens": _COUNT, "max_completion_tokens": _COUNT, **_SAMPLING}, "messages")
+CHAT = _object(
+    {"messages": _MESSAGES, "max_tokens": _COUNT, "max_completion_tokens": _COUNT, **_SAMPLING, **_FUSED}, "messages"
+)
 ANTHROPIC = _object({"messages": _MESSAGES, "system": _CONTENT, "max_tokens": _COUNT, **_SAMPLING}, "messages")
 RESPONSES = _object(
     {"input": {"anyOf": [_TEXT, _MESSAGES]}, "instructions": _TEXT, "max_output_tokens": _COUNT, **_SAMPLING}, "input"
 )
 _PROMPT: Schema = {"anyOf": [_TEXT, {**_TOKENS, "minItems": 1}]}
-COMPLETION = _object({"prompt": _PROMPT, "max_tokens": _COUNT, **_SAMPLING}, "prompt")
+COMPLETION = _object({"prompt": _PROMPT, "max_tokens": _COUNT, **_SAMPLING, **_FUSED}, "prompt")
 LLAMA_COMPLETION = _object({"prompt": _PROMPT, "n_predict": _COUNT, **_SAMPLING}, "prompt")
 INFILL = _object(
     {"input_prefix": _TEXT, "input_suffix": _TEXT, "n_predict": _COUNT, **_SAMPLING}, "input_prefix", "input_suffix"
@@ -92,7 +119,8 @@ _OPENAI_ERROR = _object(
             "type",
             "param",
             "code",
-        )
+        ),
+        "llambo": {"type": "object", "description": "with fusion: the votes that were cast"},
     },
     "error",
 )
@@ -108,7 +136,7 @@ _MEANINGS = {
     403: "the token does not allow it, or the request comes from a foreign page",
     404: "no model or stream of that name",
     405: "another method",
-    409: "not now: it is being delivered, or it was cancelled",
+    409: "not now: it is being delivered, it was cancelled, or too few nodes agree",
     413: "the body is too large",
     429: "too many requests; Retry-After says when to try again",
     500: "the gateway itself failed",

@@ -23,6 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from llambo.cluster.control import Control
 from llambo.cluster.door import Door
 from llambo.core.errors import BadRequest, LlamboError, Overloaded
+from llambo.core.fusion import VoteCast
 from llambo.core.types import Done
 from llambo.gateway import messages
 
@@ -183,12 +184,15 @@ class Talk:
         self._size_bytes -= answer.asked.size_bytes
 
     async def _stream(self, answer: _Answer) -> str:
-        """Sends the tokens; returns the last message. Raises: see `Door.generate`, `WebSocketDisconnect`."""
+        """Sends votes and tokens; returns the last message. Raises: see `Door.generate`, `WebSocketDisconnect`."""
         key, request = answer.asked.id, answer.asked.request
         async with aclosing(self._door.generate(request)) as events:
             async for event in events:
                 if isinstance(event, Done):
                     return messages.done(key, event)
+                if isinstance(event, VoteCast):
+                    await self._send(messages.vote(key, event))
+                    continue
                 if answer.first_at is None:
                     answer.first_at = time.perf_counter()
                 answer.tokens += len(event.ids) or 1

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from llambo.core.errors import BadRequest, LlamboError, NotFound, TooLarge
-from llambo.limbot import attachments, commands, settings, transfer
+from llambo.limbot import attachments, commands, fusion, settings, transfer
 from llambo.limbot.chat import Chat
 from llambo.limbot.conversation import estimate
 from llambo.limbot.records import Session
@@ -52,7 +52,11 @@ async def show_history(chat: Chat, argument: str) -> None:
         chat.screen.note("nothing was said yet")
     first = max(0, len(conversation.entries) - count)
     for number, entry in enumerate(conversation.entries[first:], start=first):
-        marks = ["not sent" if number < conversation.start else "", "interrupted" if entry.interrupted else ""]
+        marks = [
+            "not sent" if number < conversation.start else "",
+            "interrupted" if entry.interrupted else "",
+            entry.outcome,
+        ]
         mark = "".join(f" ({text})" for text in marks if text)
         who = "you" if entry.role == "user" else "answer"
         chat.screen.note(f"\n{number + 1} {who}{mark}")
@@ -86,6 +90,8 @@ async def show_status(chat: Chat, _argument: str) -> None:
     if chat.last_done is not None:
         last = chat.last_done
         rows.append(("last prompt", f"{last.prompt_tokens} tokens, {last.cached_tokens} of them from the cache"))
+    if chat.fusion is not None:
+        rows.append(("fusion", fusion.described(chat.fusion)))
     if chat.attached:
         rows.append(("attached", ", ".join(file.name for file in chat.attached)))
     chat.screen.show([f"{name:<14}{value}" for name, value in rows])
@@ -141,6 +147,22 @@ async def set_parameter(chat: Chat, argument: str) -> None:
     chat.sampling = settings.changed(chat.sampling, name.strip(), value.strip())
     await chat.store_state()
     chat.screen.note(f"{name.strip()} is {dict(settings.described(chat.sampling))[name.strip()]}")
+
+
+async def set_fusion(chat: Chat, argument: str) -> None:
+    """`/fusion`"""
+    if not argument:
+        chat.screen.show([f"fusion is {fusion.described(chat.fusion)}"])
+        return
+    before, chat.fusion = chat.fusion, fusion.typed(argument)
+    chat.screen.busy("getting ready · Ctrl-C stops")
+    try:
+        await chat.ready()
+    except BaseException:
+        chat.fusion = before
+        raise
+    await chat.store_state()
+    chat.screen.note(f"fusion is {fusion.described(chat.fusion)}")
 
 
 async def save(chat: Chat, argument: str) -> None:
@@ -302,6 +324,7 @@ ACTIONS: dict[str, Action] = {
     "system": system,
     "model": model,
     "set": set_parameter,
+    "fusion": set_fusion,
     "save": save,
     "load": load,
     "sessions": list_sessions,

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from llambo.core.errors import LlamboError, PromptTooLong, Unreachable
-from llambo.core.types import Done, GenerateRequest, Sampling, check_unicode
+from llambo.core.errors import LlamboError, NoQuorum, PromptTooLong, Unreachable
+from llambo.core.fusion import FusionRequest, VoteCast
+from llambo.core.types import Done, GenerateRequest, Sampling, TokenEvent, check_unicode
+from llambo.limbot import fusion as votes
 from llambo.limbot import settings
 from llambo.limbot.attachments import Attachment, with_files
 from llambo.limbot.connection import Connection, Served
@@ -36,6 +38,8 @@ SMALL_MODEL = "the small built-in model knows only Llambo; for a bigger one: lla
 class Chat:
     """One chat over a connection. `model` is a reference, "" the default; `system` and `sampling` are its settings.
 
+    With `fusion` several nodes are asked each question, and one answer is made of theirs.
+
     With `is_raw_prompt` a question is sent as it is, without a template and without what was said before.
     """
 
@@ -48,6 +52,7 @@ class Chat:
         model: str = "",
         system: str = "",
         sampling: Sampling | None = None,
+        fusion: FusionRequest | None = None,
         attached: Sequence[Attachment] = (),
         is_raw_prompt: bool = False,
     ) -> None:
@@ -56,6 +61,7 @@ class Chat:
         self.screen = screen
         self.model = model
         self.sampling = sampling or Sampling()
+        self.fusion = fusion
         self.conversation = Conversation(system)
         self.attached = list(attached)
         self.journal = Journal(shelf, screen.warn)
@@ -77,7 +83,7 @@ class Chat:
     async def ready(self) -> Served:
         """Who answers now; tells of a change."""
         before = self.served
-        self.served = served = await self.connection.ready(self.model)
+        self.served = served = await self.connection.ready(self.model, self.fusion)
         if before is not None and before.where != served.where:
             self.screen.note(f"now on {served.where}, model {served.model}")
         self.conversation = replace(self.conversation, sends_summary=not served.is_small)
@@ -103,7 +109,7 @@ class Chat:
         self._is_asking = True
         try:
             served, conversation = await self._prepare(prompt)
-            answer = Answer(prompt, conversation, time.perf_counter(), served_model=served.model)
+            answer = Answer(prompt, conversation, time.perf_counter(), served_model=served.model, wanted=self.fusion)
             await self._answer(answer)
         finally:
             self._is_asking = False
@@ -131,6 +137,7 @@ class Chat:
         except LlamboError as error:
             answer.problem = error
         finally:
+            self.screen.votes(None)
             writer.close()
             self.screen.busy("")
         await self._settle(answer, storing)
@@ -157,25 +164,30 @@ class Chat:
         """Streams the answer; asks again elsewhere when the cluster went away before anything came."""
         for attempt in range(3):
             assert self.served is not None
+            answer.casts.clear()
             request = GenerateRequest(
                 messages=() if self.is_raw_prompt else answer.conversation.messages(),
                 raw_prompt=answer.question if self.is_raw_prompt else None,
-                model=self.served.model,
+                model=self.served.model if self.model or answer.wanted is None else "",  # "": every model has a vote
                 sampling=self.sampling,
                 session=self._key,
+                fusion=answer.wanted,
                 interface="limbot",
             )
             try:
                 async with aclosing(self.connection.generate(request)) as events:
                     async for event in events:
-                        if isinstance(event, Done):
-                            answer.done = event
-                            continue
-                        answer.first = answer.first or time.perf_counter()
-                        answer.text += event.text
-                        silence.heard()
-                        writer.feed(event.text)
-                        self.journal.save_soon(answer)
+                        match event:
+                            case TokenEvent(text):
+                                self._heard(answer, text)
+                                silence.heard()
+                                writer.feed(text)
+                                self.journal.save_soon(answer)
+                            case VoteCast():
+                                answer.casts.append(event)
+                                silence.heard(self._show_votes(answer))
+                            case Done():
+                                answer.done = event
                 return
             except Unreachable:
                 await self.connection.lost()
@@ -186,6 +198,20 @@ class Chat:
                 if answer.text or attempt == 2 or len(answer.conversation.kept) <= 1:
                     raise
                 answer.conversation = answer.conversation.trimmed(answer.conversation.size * 2 // 3)
+
+    def _heard(self, answer: Answer, text: str) -> None:
+        if not answer.first:
+            answer.first = time.perf_counter()
+            self.screen.votes(None)  # the answer takes their place
+        answer.text += text
+
+    def _show_votes(self, answer: Answer) -> str:
+        """Shows the votes for an answer of which nothing has come yet; returns the words for how far they are."""
+        outcome = answer.outcome
+        assert outcome is not None
+        if not answer.first:
+            self.screen.votes(outcome)
+        return votes.progress(outcome)
 
     async def _settle(self, answer: Answer, storing: asyncio.Task[None]) -> None:
         """Takes the answer, whole or not, into the conversation and the store, and says how it went."""
@@ -198,6 +224,7 @@ class Chat:
                 tokens=done.tokens if done else 0,
                 prompt_tokens=done.prompt_tokens if done else 0,
                 interrupted=is_cut,
+                outcome=votes.summary(answer.outcome) if answer.outcome else "",
             )
         self.last_done = done
         with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C pressed twice: what had arrived is kept all the same
@@ -206,6 +233,9 @@ class Chat:
             self.screen.note(_figures(done, self.served))
         elif answer.is_stopped:
             self.screen.note("stopped" if answer.text else STOPPED_BEFORE)
+        if isinstance(answer.problem, NoQuorum) and answer.outcome is not None:
+            for row in votes.rows(answer.outcome, self.screen.width):
+                self.screen.warn(row)
         if answer.problem is not None:
             raise answer.problem
         if answer.is_stopped:
@@ -227,7 +257,9 @@ class Chat:
 
     def settings(self) -> Settings:
         """What is set, as it is stored."""
-        return Settings(self.model, self.conversation.system, settings.to_dict(self.sampling))
+        return Settings(
+            self.model, self.conversation.system, settings.to_dict(self.sampling), votes.to_dict(self.fusion)
+        )
 
     async def store_state(self) -> None:
         """Keeps the settings and what is trimmed."""
@@ -244,6 +276,7 @@ class Chat:
             self.model = session.model
             with contextlib.suppress(LlamboError):  # a value that is out of range by now
                 self.sampling = settings.from_dict(session.sampling)
+                self.fusion = votes.from_dict(session.fusion)
 
     def begin(self) -> None:
         """Begins a new conversation with the same settings."""
@@ -253,8 +286,11 @@ class Chat:
 
 def _figures(done: Done, served: Served | None) -> str:
     """The line after an answer."""
-    decode_s = (done.time_ms - done.ttft_ms) / 1e3
+    # Votes are counted before anything is shown: the chosen answer then comes as fast as it can be written.
+    is_live = done.fusion is None or done.fusion.strategy == "token-average"
+    decode_s = (done.time_ms - done.ttft_ms) / 1e3 if is_live else 0.0
     rate = f" · {(done.tokens - 1) / decode_s:.0f} tokens/s" if done.tokens > 1 and decode_s > 0 else ""
     cut = " · cut short" if done.finish_reason == "length" else ""
     node = f" on {done.node}" if done.node else f" at {served.where}" if served else ""
-    return f"{done.tokens} tokens · first after {done.ttft_ms:.0f} ms{rate} · {done.model}{node}{cut}"
+    agreed = f" · {votes.summary(done.fusion)}" if done.fusion else ""
+    return f"{done.tokens} tokens · first after {done.ttft_ms:.0f} ms{rate} · {done.model}{node}{cut}{agreed}"

@@ -9,7 +9,7 @@ from typing import Literal
 
 from llambo.core.errors import BadRequest, UnknownCommand
 
-Completes = Literal["", "command", "model", "session", "parameter", "path", "words"]
+Completes = Literal["", "command", "model", "session", "parameter", "strategy", "path", "words"]
 MIN_HELP_COLUMNS = 30
 """With fewer beside the commands, help stands below them."""
 
@@ -34,6 +34,12 @@ TABLE = (
     Command("system", "/system [TEXT|off]", "shows or sets the system prompt, which is never trimmed away"),
     Command("model", "/model [REF]", "shows or changes the model", completes="model"),
     Command("set", "/set [NAME VALUE]", "shows or sets how tokens are chosen; default undoes", completes="parameter"),
+    Command(
+        "fusion",
+        "/fusion [S N|off]",
+        "has N nodes answer, and makes one answer of theirs by strategy S; a third number is what a quorum needs",
+        completes="strategy",
+    ),
     Command("save", "/save NAME", "gives the conversation a name"),
     Command("load", "/load NAME|N", "goes on with another conversation", completes="session"),
     Command("sessions", "/sessions [N]", "lists the last N conversations"),

@@ -9,7 +9,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 from llambo.core.errors import LlamboError
-from llambo.limbot import commands, settings
+from llambo.limbot import commands, fusion, settings
 from llambo.limbot.chat import Chat
 from llambo.limbot.store import Store
 
@@ -54,6 +54,8 @@ class ChatCompleter(Completer):
                 return _beginning(begun, ((command.name, command.help) for command in commands.TABLE))
             case "parameter":
                 return _beginning(begun, ((f"{name} ", kind.__name__) for name, kind in settings.PARAMETERS.items()))
+            case "strategy":
+                return _beginning(begun, ((word, "") for word in fusion.WORDS))
             case "words":
                 return _beginning(begun, [("code", "the last block of code")])
             case "path":

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
+from llambo.core.fusion import FusionRequest
 from llambo.core.types import Event, GenerateRequest
 
 
@@ -22,10 +23,11 @@ class Served:
 class Connection(Protocol):
     """A door that may change while a chat goes on."""
 
-    async def ready(self, model: str) -> Served:
+    async def ready(self, model: str, fusion: FusionRequest | None = None) -> Served:
         """Settles on a cluster where `model` ("" for its default) answers; starts and loads what is needed.
 
-        To be called before every request: it is quick when nothing has changed. Raises: what opening a door raises.
+        A private cluster is given a node for each voter of `fusion`. To be called before every request: it is quick
+        when nothing has changed. Raises: what opening a door raises.
         """
         ...
 

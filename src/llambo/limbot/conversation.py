@@ -34,13 +34,17 @@ SUMMARY_MAX_TOKENS = 160
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A question or an answer. `tokens` is what it takes in the context; 0: nobody has counted it yet."""
+    """A question or an answer. `tokens` is what it takes in the context; 0: nobody has counted it yet.
+
+    `outcome` tells of the votes for an answer that several nodes were asked for; for people alone.
+    """
 
     role: Role
     text: str
     tokens: int = 0
     turn: int = 0
     interrupted: bool = False
+    outcome: str = ""
 
     @property
     def cost(self) -> int:
@@ -95,14 +99,21 @@ class Conversation:
         return replace(self, entries=(*self.entries, Entry("user", text, tokens, turn)))
 
     def answered(
-        self, text: str, *, tokens: int = 0, prompt_tokens: int = 0, turn: int = 0, interrupted: bool = False
+        self,
+        text: str,
+        *,
+        tokens: int = 0,
+        prompt_tokens: int = 0,
+        turn: int = 0,
+        interrupted: bool = False,
+        outcome: str = "",
     ) -> Conversation:
         """The same with the answer to the last question.
 
         `prompt_tokens` is what the engine counted for all that was sent (0: it told nothing). What that is above the
         entries known before belongs to the question, or where that cannot be, to what stands before the first entry.
         """
-        answer = Entry("assistant", text, tokens, turn, interrupted)
+        answer = Entry("assistant", text, tokens, turn, interrupted, outcome)
         if not prompt_tokens or not self.entries:
             return replace(self, entries=(*self.entries, answer))
         question = self.entries[-1]

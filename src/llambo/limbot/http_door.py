@@ -33,6 +33,7 @@ from llambo.core.errors import (
     Unreachable,
 )
 from llambo.core.types import Done, Event, GenerateRequest
+from llambo.limbot import http_fusion
 
 STALL_S = 120.0
 LOOK_S = 10.0
@@ -91,6 +92,7 @@ class HttpDoor:
         self._token = token
         self._http = NodeHttp(self.host, self._address, api_key=token)
         self._clients: dict[str, OpenAiUpstream] = {}
+        self._is_cluster = False
 
     @property
     def shows_token(self) -> bool:
@@ -115,6 +117,7 @@ class HttpDoor:
         """
         found = await self._look("/v1/models", _Models)
         models = {model.id: model.ctx for model in found.data}
+        self._is_cluster = any(model.llambo is not None for model in found.data)
         if not models:
             raise NotFound(f"{self.host} serves no model at present")
         return models
@@ -129,20 +132,16 @@ class HttpDoor:
         return 0
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        """As `Door.generate`. Raises: `Unreachable` when the server is gone."""
-        started = time.perf_counter()
-        first = 0.0
-        attempt = Attempt(request.raw_prompt or "", request.messages, request.sampling, request.stop)
+        """As `Door.generate`; fusion needs a cluster's gateway there, which `models` finds out.
+
+        Raises: `Unreachable` when the server is gone, `BadRequest` for fusion where there is none.
+        """
+        if request.fusion is not None and not self._is_cluster:
+            raise BadRequest(f"{self.host} is no Llambo cluster, and has no fusion; leave --fusion out")
         try:
-            async with aclosing(self._client(request.model).stream(attempt)) as events:
+            events = self._answer(request) if request.fusion is None else self._fused(request)
+            async with aclosing(events):
                 async for event in events:
-                    now = time.perf_counter()
-                    if isinstance(event, StreamEnd):
-                        counts = (event.tokens, event.prompt_tokens, event.cached_tokens)
-                        times = ((first or now) - started) * 1e3, (now - started) * 1e3
-                        yield Done(event.finish_reason, request.model, "", *counts, *times)
-                        return
-                    first = first or now
                     yield event
         except BadRequest as error:
             if _TOO_LONG.search(error.message):
@@ -154,6 +153,24 @@ class HttpDoor:
             raise
         except NodeLost as error:
             raise Unreachable(f"{self.host} went away: {error.message}") from None
+
+    async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        started = time.perf_counter()
+        first = 0.0
+        attempt = Attempt(request.raw_prompt or "", request.messages, request.sampling, request.stop)
+        async with aclosing(self._client(request.model).stream(attempt)) as events:
+            async for event in events:
+                now = time.perf_counter()
+                if isinstance(event, StreamEnd):
+                    counts = (event.tokens, event.prompt_tokens, event.cached_tokens)
+                    times = ((first or now) - started) * 1e3, (now - started) * 1e3
+                    yield Done(event.finish_reason, request.model, "", *counts, *times)
+                    return
+                first = first or now
+                yield event
+
+    def _fused(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        return http_fusion.stream(self._http, request, stall_s=STALL_S)
 
     async def tokenize(self, text: str, *, model: str = "") -> list[int]:
         """As `Door.tokenize`, where the server has llama-server's endpoint. Raises: `EngineFailed` where not."""

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llambo.core.errors import LlamboError
+from llambo.core.errors import LlamboError, NoQuorum
+from llambo.core.fusion import Fusion, FusionRequest, VoteCast
+from llambo.core.fusion_document import fusion_document
 from llambo.core.types import Done
 from llambo.limbot.conversation import Conversation
+from llambo.limbot.fusion import so_far
 from llambo.limbot.records import Turn
 from llambo.limbot.shelf import Shelf
 from llambo.limbot.store import Store
@@ -24,16 +27,17 @@ SAVE_EVERY_S = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is set in a chat: the model's reference, the system prompt, the parameters that are set."""
+    """What is set in a chat: the model's reference, the system prompt, the parameters, what several nodes are asked."""
 
     model: str
     system: str
     sampling: dict[str, Any] = field(default_factory=dict)
+    fusion: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Answer:
-    """An answer under way."""
+    """An answer under way. `casts` are the votes of the nodes that were asked for it, where these are several."""
 
     question: str
     conversation: Conversation
@@ -47,6 +51,15 @@ class Answer:
     is_stopped: bool = False
     served_model: str = ""
     saved: float = 0.0
+    wanted: FusionRequest | None = None
+    casts: list[VoteCast] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> Fusion | None:
+        """What became of the votes, or how far they are; None where there are none."""
+        if self.done is not None:
+            return self.done.fusion
+        return so_far(self.wanted, self.casts) if self.wanted is not None and self.casts else None
 
 
 class Journal:
@@ -65,7 +78,11 @@ class Journal:
         try:
             if not self.session:
                 self.session = await self._shelf(
-                    Store.begin, system=settings.system, model=settings.model, sampling=settings.sampling
+                    Store.begin,
+                    system=settings.system,
+                    model=settings.model,
+                    sampling=settings.sampling,
+                    fusion=settings.fusion,
                 )
             question = Turn("user", answer.question, time.time(), session=self.session)
             answer.question_turn = await self._shelf(Store.add, self.session, question)
@@ -110,6 +127,7 @@ class Journal:
                 system=settings.system,
                 model=settings.model,
                 sampling=settings.sampling,
+                fusion=settings.fusion,
                 first_kept=_turn_at(conversation, conversation.start),
                 summary=conversation.summary,
                 summarised=_turn_at(conversation, conversation.summarised),
@@ -124,6 +142,7 @@ class Journal:
 
     def _turn(self, answer: Answer, settings: Settings) -> Turn:
         done = answer.done
+        outcome, lacks_quorum = answer.outcome, isinstance(answer.problem, NoQuorum)
         first_ms = (answer.first - answer.started) * 1e3 if answer.first else 0.0
         return Turn(
             "assistant",
@@ -138,8 +157,9 @@ class Journal:
             cached_tokens=done.cached_tokens if done else 0,
             ttft_ms=done.ttft_ms if done else first_ms,
             time_ms=done.time_ms if done else (time.perf_counter() - answer.started) * 1e3,
-            finish=done.finish_reason if done else "cancelled",
+            finish=done.finish_reason if done else NoQuorum.code if lacks_quorum else "cancelled",
             interrupted=done is None,
+            fusion=fusion_document(outcome) if outcome else {},
         )
 
     def _failed(self, error: LlamboError) -> None:

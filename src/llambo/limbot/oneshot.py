@@ -7,7 +7,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llambo.core.types import Done, Event, GenerateRequest
+from llambo.core.fusion import VoteCast
+from llambo.core.fusion_document import fusion_document
+from llambo.core.types import Done, Event, GenerateRequest, TokenEvent
 
 
 class Writer(Protocol):
@@ -42,14 +44,17 @@ class Completion:
             "ttft_ms": round(self.done.ttft_ms, 3),
             "time_ms": round(self.done.time_ms, 3),
             "failovers": self.done.failovers,
-            "fusion": None,
+            "fusion": None if self.done.fusion is None else fusion_document(self.done.fusion),
         }
 
 
 async def ask(
-    generate: Callable[[GenerateRequest], AsyncGenerator[Event, None]], request: GenerateRequest, writer: Writer
+    generate: Callable[[GenerateRequest], AsyncGenerator[Event, None]],
+    request: GenerateRequest,
+    writer: Writer,
+    voted: Callable[[VoteCast], object] = lambda _: None,
 ) -> Completion:
-    """Streams the answer into `writer` and returns it whole.
+    """Streams the answer into `writer` and returns it whole; `voted` is told of each vote of a fusion.
 
     Raises: what the door's `generate` raises; the writer is closed all the same.
     """
@@ -57,10 +62,14 @@ async def ask(
     try:
         async with aclosing(generate(request)) as events:
             async for event in events:
-                if isinstance(event, Done):
-                    return Completion("".join(pieces), event)
-                pieces.append(event.text)
-                writer.feed(event.text)
+                match event:
+                    case TokenEvent(text):
+                        pieces.append(text)
+                        writer.feed(text)
+                    case VoteCast():
+                        voted(event)
+                    case Done():
+                        return Completion("".join(pieces), event)
     finally:
         writer.close()
     raise AssertionError("a stream of events ends in Done or raises")

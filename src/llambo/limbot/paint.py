@@ -21,7 +21,7 @@ from llambo.core.harmless import harmless
 from llambo.limbot.blocks import Block, Code, Prose
 
 _THEME = "ansi_dark"
-_DIM = Style(dim=True)
+DIM = Style(dim=True)
 Line = list[Segment]
 
 
@@ -96,7 +96,7 @@ class Painter:
         first = whole.count("\n") - block.text.count("\n")
         count = block.text.count("\n") + 1
         wanted = [*texts[first : first + count], *[Text("")] * count][:count]  # a highlighter drops empty last lines
-        head = [[Segment(block.language, _DIM)]] if block.begins and block.language else []
+        head = [[Segment(block.language, DIM)]] if block.begins and block.language else []
         return [*map(_clean, head), *(_clean(text.render(self._console, end="")) for text in wanted)]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from llambo.core.types import Role
 from llambo.limbot.conversation import Conversation, Entry, answered_only
+from llambo.limbot.fusion import stored_summary
 
 TITLE_CHARS = 60
 _HAS_FILES = re.compile(r"File [^\n]+:\n```")  # as `attachments` puts them before a question
@@ -15,7 +16,10 @@ _HAS_FILES = re.compile(r"File [^\n]+:\n```")  # as `attachments` puts them befo
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question or an answer with all that is known of it. Times of the clock in seconds, durations in ms."""
+    """A question or an answer with all that is known of it. Times of the clock in seconds, durations in ms.
+
+    `fusion` is the outcome of an answer that several nodes were asked for (`core.fusion_document`), else empty.
+    """
 
     role: Role
     text: str
@@ -32,11 +36,12 @@ class Turn:
     time_ms: float = 0.0
     finish: str = ""
     interrupted: bool = False
+    fusion: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A conversation.
+    """A conversation. `fusion` is what is asked of several nodes (`limbot.fusion`), empty where one answers.
 
     `first_kept` is the first turn that is sent, `summarised` the first that the summary does not cover; 0: all, none.
     """
@@ -54,6 +59,7 @@ class Session:
     pin_tokens: int = 0
     title: str = ""
     turns: int = 0
+    fusion: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ def conversation_of(session: Session, turns: list[Turn]) -> Conversation:
     """The conversation as it was when it was stored last."""
     entries = tuple(
         answered_only(
-            Entry(turn.role, turn.text, turn.tokens, turn.id, turn.interrupted)
+            Entry(turn.role, turn.text, turn.tokens, turn.id, turn.interrupted, stored_summary(turn.fusion))
             for turn in turns
             if turn.role != "system"
         )

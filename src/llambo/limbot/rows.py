@@ -23,7 +23,10 @@ TURN_COLUMNS = (
     "time_ms",
     "finish",
     "interrupted",
+    "fusion",
 )
+_DOCUMENTS = ("sampling", "fusion")
+"""Columns that hold JSON."""
 
 
 def session_of(row: sqlite3.Row) -> Session:
@@ -43,14 +46,23 @@ def session_of(row: sqlite3.Row) -> Session:
         pin_tokens=row["pin_tokens"],
         title=title_of(beginning, end),
         turns=row["turns"],
+        fusion=_json(row["fusion"]),
     )
 
 
 def turn_of(row: sqlite3.Row) -> Turn:
     """A row of turns."""
     values = {name: row[name] for name in TURN_COLUMNS}
-    values |= {"sampling": _json(row["sampling"]), "interrupted": bool(row["interrupted"])}
+    values |= {name: _json(row[name]) for name in _DOCUMENTS}
+    values["interrupted"] = bool(row["interrupted"])
     return Turn(id=row["id"], **values)
+
+
+def values_of(turn: Turn) -> dict[str, Any]:
+    """The columns of a turn as SQLite takes them."""
+    values = {name: getattr(turn, name) for name in TURN_COLUMNS}
+    values |= {name: json.dumps(values[name]) for name in _DOCUMENTS}
+    return {**values, "interrupted": int(turn.interrupted)}
 
 
 def _json(text: str) -> dict[str, Any]:

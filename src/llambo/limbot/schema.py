@@ -54,6 +54,10 @@ MIGRATIONS = (
         INSERT INTO turns_text (rowid, text) VALUES (new.id, new.text);
     END;
     """,
+    """
+    ALTER TABLE sessions ADD COLUMN fusion TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE turns ADD COLUMN fusion TEXT NOT NULL DEFAULT '{}';
+    """,
 )
 
 VERSION = len(MIGRATIONS)

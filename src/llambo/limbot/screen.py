@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import IO, Protocol
 
+from llambo.core.fusion import Fusion
 from llambo.core.harmless import harmless
 from llambo.core.threads import run_abandonable
 from llambo.limbot.oneshot import Writer
@@ -50,6 +51,10 @@ class Screen(Protocol):
 
     def busy(self, text: str) -> None:
         """What is going on, until the next call; "" for nothing."""
+        ...
+
+    def votes(self, fusion: Fusion | None) -> None:
+        """The votes so far, until the next call; None for nothing."""
         ...
 
     def copy(self, text: str) -> None:
@@ -108,6 +113,9 @@ class PipeScreen:
         return Plain(self._out, to_terminal=self._out.isatty())
 
     def busy(self, text: str) -> None:
+        """Nothing."""
+
+    def votes(self, fusion: Fusion | None) -> None:
         """Nothing."""
 
     def copy(self, text: str) -> None:

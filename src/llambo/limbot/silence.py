@@ -20,9 +20,12 @@ class Silence:
         self._heard_s = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
-    def heard(self) -> None:
-        """Something has come."""
+    def heard(self, usual: str = "") -> None:
+        """Something has come; `usual` is what is said from now on."""
         self._heard_s = time.monotonic()
+        if usual and usual != self._usual:
+            self._usual = usual
+            self._say(usual)
 
     async def __aenter__(self) -> Self:
         self._say(self._usual)

@@ -79,20 +79,26 @@ class Store:
 
     # --- sessions -------------------------------------------------------------------------------------------------
 
-    def begin(self, *, system: str = "", model: str = "", sampling: dict[str, Any] | None = None) -> int:
+    def begin(
+        self,
+        *,
+        system: str = "",
+        model: str = "",
+        sampling: dict[str, Any] | None = None,
+        fusion: dict[str, Any] | None = None,
+    ) -> int:
         """A new session; its number."""
         now = time.time()
         with self._writing():
             row = self._db.execute(
-                "INSERT INTO sessions (created, updated, system, model, sampling) VALUES (?, ?, ?, ?, ?)",
-                (now, now, system, model, json.dumps(sampling or {})),
+                "INSERT INTO sessions (created, updated, system, model, sampling, fusion) VALUES (?, ?, ?, ?, ?, ?)",
+                (now, now, system, model, json.dumps(sampling or {}), json.dumps(fusion or {})),
             )
         return int(row.lastrowid or 0)
 
     def change(self, session: int, /, **values: Any) -> None:
         """Sets columns of a session. Raises: `NameInUse` for a name that another one has."""
-        if "sampling" in values:
-            values["sampling"] = json.dumps(values["sampling"])
+        values |= {name: json.dumps(values[name]) for name in ("sampling", "fusion") if name in values}
         assert values.keys() <= _CHANGEABLE
         columns = ", ".join(f"{name} = ?" for name in values)
         try:
@@ -151,8 +157,8 @@ class Store:
 
     def finish(self, turn_id: int, turn: Turn) -> None:
         """The turn is whole, or as whole as it will be."""
-        values = {name: getattr(turn, name) for name in rows.TURN_COLUMNS if name not in {"session", "at", "role"}}
-        values |= {"sampling": json.dumps(turn.sampling), "interrupted": int(turn.interrupted), "writer": None}
+        values = {name: value for name, value in rows.values_of(turn).items() if name not in {"session", "at", "role"}}
+        values["writer"] = None
         columns = ", ".join(f"{name} = ?" for name in values)
         with self._writing():
             self._db.execute(f"UPDATE turns SET {columns} WHERE id = ?", (*values.values(), turn_id))  # noqa: S608
@@ -209,9 +215,11 @@ class Store:
             for session, turns in stored:
                 columns = ("created", "updated", "system", "model")
                 values = [getattr(session, column) for column in columns]
+                values += [json.dumps(session.sampling), json.dumps(session.fusion), self._free_name(session.name)]
                 row = self._db.execute(
-                    "INSERT INTO sessions (created, updated, system, model, sampling, name) VALUES (?, ?, ?, ?, ?, ?)",
-                    (*values, json.dumps(session.sampling), self._free_name(session.name)),
+                    "INSERT INTO sessions (created, updated, system, model, sampling, fusion, name)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    values,
                 )
                 numbers.append(int(row.lastrowid or 0))
                 for turn in turns:
@@ -221,9 +229,7 @@ class Store:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _insert(self, session: int, turn: Turn, writer: str | None) -> int:
-        values = {name: getattr(turn, name) for name in rows.TURN_COLUMNS}
-        values |= {"session": session, "sampling": json.dumps(turn.sampling), "interrupted": int(turn.interrupted)}
-        values["writer"] = writer
+        values = {**rows.values_of(turn), "session": session, "writer": writer}
         row = self._db.execute(
             f"INSERT INTO turns ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",  # noqa: S608
             tuple(values.values()),
@@ -276,7 +282,7 @@ class Store:
 
 
 _CHANGEABLE = frozenset(
-    {"name", "system", "model", "sampling", "first_kept", "summary", "summarised", "pin_tokens", "updated"}
+    {"name", "system", "model", "sampling", "fusion", "first_kept", "summary", "summarised", "pin_tokens", "updated"}
 )
 
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from llambo.core.errors import LlamboError
-from llambo.core.types import Done, GenerateRequest, Sampling
+from llambo.core.types import GenerateRequest, Sampling, TokenEvent
 from llambo.limbot.connection import Connection, Served
 from llambo.limbot.conversation import SUMMARY_MAX_TOKENS, Conversation
 
@@ -70,6 +70,6 @@ class Summaries:
         pieces: list[str] = []
         async with aclosing(self._connection.generate(request)) as events:
             async for event in events:
-                if not isinstance(event, Done):
+                if isinstance(event, TokenEvent):
                     pieces.append(event.text)
         return " ".join("".join(pieces).split())

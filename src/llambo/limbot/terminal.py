@@ -20,14 +20,17 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout import HSplit, Layout, Window
 from prompt_toolkit.layout.controls import FormattedTextControl
 from prompt_toolkit.output import ColorDepth, Output, create_output
+from rich.segment import Segment
 
 from llambo.core.errors import LlamboError
+from llambo.core.fusion import Fusion
 from llambo.core.harmless import harmless
 from llambo.limbot.blocks import Block, Prose
 from llambo.limbot.completion import ChatCompleter
 from llambo.limbot.dialogue import Dialogue
+from llambo.limbot.fusion import MOST_ROWS, rows
 from llambo.limbot.live import LiveAnswer
-from llambo.limbot.paint import Line, Painter, fragments
+from llambo.limbot.paint import DIM, Line, Painter, fragments
 from llambo.limbot.paste import bound_pastes
 
 PROMPT, CONTINUED = "> ", "… "
@@ -63,6 +66,7 @@ class TerminalScreen:
         self._painter = Painter(has_colour=has_colour)
         self._live: Sequence[tuple[str, str]] = ()
         self._busy = ""
+        self._votes: Fusion | None = None
         self._is_multi = False
         self._in_sync = False
         self._pause_s = REDRAW_S
@@ -231,6 +235,16 @@ class TerminalScreen:
         if text != self._busy:
             self._busy = harmless(text)
             self._app.invalidate()
+
+    def votes(self, fusion: Fusion | None) -> None:
+        """The last votes above the input, a dim line each; drawn again as they come, printed never."""
+        self._votes = fusion
+        self.draw_live(None if fusion is None else self._vote_lines)
+
+    def _vote_lines(self) -> list[Line]:
+        if self._votes is None:
+            return []
+        return [[Segment(row, DIM)] for row in rows(self._votes, self.width - 1, most=MOST_ROWS)]
 
     def copy(self, text: str) -> None:
         """Gives the text to the terminal's clipboard (OSC 52), which works over SSH too."""

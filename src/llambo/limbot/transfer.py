@@ -12,12 +12,13 @@ from typing import Any
 
 from llambo.core.errors import BadRequest
 from llambo.limbot.blocks import Blocks, Code
+from llambo.limbot.fusion import stored_summary
 from llambo.limbot.records import Session, Turn
 
 FORMAT = "limbot"
 FORMAT_VERSION = 1
 _ROLES = ("system", "user", "assistant")
-_SESSION_MEMBERS = ("name", "system", "model", "sampling", "created", "updated")
+_SESSION_MEMBERS = ("name", "system", "model", "sampling", "fusion", "created", "updated")
 Stored = tuple[Session, list[Turn]]
 
 
@@ -46,13 +47,19 @@ def to_markdown(session: Session, turns: list[Turn]) -> str:
         who = {"user": "You", "assistant": "Answer", "system": "System"}[turn.role]
         by = f" ({turn.model}{', interrupted' if turn.interrupted else ''})" if turn.role == "assistant" else ""
         lines += [f"## {who}{by}", "", turn.text.strip("\n"), ""]
+        outcome = stored_summary(turn.fusion)
+        lines += [f"*{outcome}*", ""] if outcome else []
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def to_text(session: Session, turns: list[Turn]) -> str:
     """A conversation as plain text."""
     head = [f"System: {session.system}"] if session.system else []
-    said = [f"{'You' if turn.role == 'user' else 'Answer'}: {turn.text.strip()}" for turn in turns]
+    said: list[str] = []
+    for turn in turns:
+        outcome = stored_summary(turn.fusion)
+        who = "You" if turn.role == "user" else f"Answer ({outcome})" if outcome else "Answer"
+        said.append(f"{who}: {turn.text.strip()}")
     return "\n\n".join([*head, *said]) + "\n"
 
 
@@ -63,10 +70,7 @@ def to_json(stored: Iterable[Stored]) -> str:
         "version": FORMAT_VERSION,
         "sessions": [
             {
-                **{
-                    name: getattr(session, name)
-                    for name in ("name", "system", "model", "sampling", "created", "updated")
-                },
+                **{name: getattr(session, name) for name in _SESSION_MEMBERS},
                 "turns": [
                     {name: value for name, value in asdict(turn).items() if name not in {"id", "session"}}
                     for turn in turns

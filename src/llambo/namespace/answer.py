@@ -10,17 +10,28 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Literal
 
 from llambo.cluster.door import Door
-from llambo.core.errors import LlamboError, Overloaded, TimedOut
-from llambo.core.types import Done, GenerateRequest
+from llambo.core.errors import BadRequest, LlamboError, Overloaded, TimedOut
+from llambo.core.fusion import VoteCast
+from llambo.core.types import Done, GenerateRequest, TokenEvent
+from llambo.namespace import render
 from llambo.ninep.streams import StreamHandle
 
 State = Literal["waiting", "streaming", "done", "failed", "cancelled"]
 Note = Callable[[LlamboError], None]
 
 _log = logging.getLogger("llambo.namespace")
+
+
+@dataclass(slots=True)
+class LastFusion:
+    """Of the fusions that one identity asked for: the one that began last, and the one that ended last."""
+
+    asked: Answer | None = None
+    ended: Answer | None = None
 
 
 class Answers:
@@ -30,18 +41,35 @@ class Answers:
         self.door = door
         self._running: set[Answer] = set()
         self._is_stopping = False
+        self._fusions: dict[str, LastFusion] = {}
 
-    def start(self, request: GenerateRequest, ended: Callable[[Answer], None] | None = None) -> Answer:
-        """Generates. `ended` is told when it is over, however that came.
+    def start(
+        self, request: GenerateRequest, ended: Callable[[Answer], None] | None = None, *, owner: str = ""
+    ) -> Answer:
+        """Generates. `ended` is told when it is over, however that came; `owner` is the identity that asks.
 
         Raises: `Overloaded` once the cluster is to stop.
         """
         if self._is_stopping:
             raise Overloaded("the cluster is shutting down")
-        answer = Answer(self.door, request, ended)
+        last = self.last_fusion(owner) if request.fusion is not None else None
+
+        def note(answer: Answer) -> None:
+            if last is not None:
+                last.ended = answer
+            if ended is not None:
+                ended(answer)
+
+        answer = Answer(self.door, request, note)
+        if last is not None:
+            last.asked = answer
         self._running.add(answer)
         answer.task.add_done_callback(lambda _: self._running.discard(answer))
         return answer
+
+    def last_fusion(self, owner: str) -> LastFusion:
+        """The last fusion of that identity, kept up to date."""
+        return self._fusions.setdefault(owner, LastFusion())
 
     def request_stop(self) -> None:
         """Refuses what is new."""
@@ -59,14 +87,16 @@ class Answers:
 
 
 class Answer:
-    """One generation. `pieces` are its texts so far."""
+    """One generation. `pieces` are its texts so far, `casts` the votes of nodes that are to agree on it."""
 
-    def __init__(self, door: Door, request: GenerateRequest, ended: Callable[[Answer], None] | None = None) -> None:
+    def __init__(self, door: Door, request: GenerateRequest, ended: Callable[[Answer], None]) -> None:
         self.request = request
         self.pieces: list[str] = []
+        self.casts: list[VoteCast] = []
         self.state: State = "waiting"
         self.error: LlamboError | None = None
         self.done: Done | None = None
+        self._has_agreed = False
         self._readers: set[_Reader] = set()
         self._waiters: set[asyncio.Future[None]] = set()
         self._ended = ended
@@ -97,6 +127,20 @@ class Answer:
         reader = _Reader(self, note, timeout_s, waits_for_all=True)
         return StreamHandle(reader.next_piece, reader.close)
 
+    def tally(self, note: Note, timeout_s: Callable[[], float]) -> StreamHandle:
+        """The votes from the first one, each as a line, as they come. Who reads them alone keeps nothing going.
+
+        Raises: `BadRequest` where one node answers.
+        """
+        if self.request.fusion is None:
+            raise BadRequest("one node answers this: there is no tally; write fusion to the ctl before the prompt")
+        return StreamHandle(_Tally(self, note, timeout_s).next_piece)
+
+    @property
+    def has_voted(self) -> bool:
+        """Whether no more votes come: what was agreed on is being told, or there is an end."""
+        return not self.is_running or self._has_agreed
+
     def join(self, reader: _Reader) -> None:
         """One more reads it."""
         self._readers.add(reader)
@@ -126,12 +170,17 @@ class Answer:
         try:
             async with aclosing(door.generate(self.request)) as events:
                 async for event in events:
-                    if isinstance(event, Done):
-                        self.done = event
-                    elif event.text:
-                        self.state = "streaming"
-                        self.pieces.append(event.text)
-                        self._wake()
+                    match event:
+                        case Done():
+                            self.done = event
+                        case VoteCast():
+                            self.casts.append(event)
+                            self._wake()
+                        case TokenEvent(text) if text:
+                            self.state = "streaming"
+                            self._has_agreed = bool(self.casts)  # votes that come after a text come at its end
+                            self.pieces.append(text)
+                            self._wake()
             self._settle("cancelled" if self.done is None or self.done.finish_reason == "cancelled" else "done")
         except LlamboError as error:
             self.error = error
@@ -144,8 +193,7 @@ class Answer:
     def _settle(self, state: State) -> None:
         if self.is_running:
             self.state = state
-            if self._ended is not None:
-                self._ended(self)
+            self._ended(self)
             self._wake()
 
     def _wake(self) -> None:
@@ -195,3 +243,25 @@ class _Reader:
 
     def close(self) -> None:
         self._answer.leave(self)
+
+
+class _Tally:
+    """One open file that reads the votes."""
+
+    def __init__(self, answer: Answer, note: Note, timeout_s: Callable[[], float]) -> None:
+        self._answer = answer
+        self._note = note
+        self._timeout_s = timeout_s
+        self._next = 0
+
+    async def next_piece(self) -> bytes:
+        answer = self._answer
+        try:
+            while self._next == len(answer.casts) and not answer.has_voted:
+                await answer.changed(self._timeout_s())
+        except LlamboError as error:
+            self._note(error)
+            raise
+        casts = answer.casts[self._next :]
+        self._next += len(casts)
+        return "".join(map(render.vote, casts)).encode("utf-8", "replace")

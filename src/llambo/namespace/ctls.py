@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from llambo.namespace.grammar import Argument, Command, Grammar
 
-_NODE = Argument("ID", of="node")
-_MODEL = Argument("MODEL", of="model")
-_PATH = Argument("PATH", is_optional=True, of="path")
+_NODE = Argument("ID")
+_MODEL = Argument("MODEL")
+_PATH = Argument("PATH", is_optional=True)
 
 CLUSTER = Grammar(
     "ctl",
@@ -15,22 +15,22 @@ CLUSTER = Grammar(
             "spawn",
             (
                 Argument("N", "whole"),
-                Argument("TYPE", is_optional=True, of="type"),
-                Argument("REF", key="model", of="model"),
+                Argument("TYPE", is_optional=True),
+                Argument("REF", key="model"),
                 Argument("S", "whole", key="slots"),
             ),
             "starts N nodes; answers their ids",
         ),
         Command(
             "scale",
-            (Argument("N", "whole"), Argument("MODEL", is_optional=True, of="model")),
+            (Argument("N", "whole"), Argument("MODEL", is_optional=True)),
             "makes it N nodes that serve the model; answers the ids of all nodes",
         ),
         Command(
             "attach",
             (
                 Argument("URL"),
-                Argument("TYPE", is_optional=True, of="type"),
+                Argument("TYPE", is_optional=True),
                 Argument("KEY", key="key"),
                 Argument("VAR", key="key_env"),
             ),
@@ -42,28 +42,48 @@ CLUSTER = Grammar(
         Command("restart", (_NODE,), "gives a node a new process"),
         Command("pin", (_MODEL,), "keeps a model from being unloaded to make room"),
         Command("unpin", (_MODEL,), "lets a model be unloaded to make room"),
-        Command("balancer", (Argument("STRATEGY", of="strategy"),), "balances so from now on"),
+        Command("balancer", (Argument("STRATEGY"),), "balances so from now on"),
         Command("checkpoint", (_PATH,), "saves the state of the cluster; answers where"),
         Command("restore", (_PATH,), "brings back what a checkpoint holds, beside what there is"),
         Command("shutdown", (), "stops the cluster"),
     ),
 )
 
+STRATEGY = "strategy|off"
+"""By what name a `Call` of `FUSING` has its strategy."""
+
+FUSING = Command(
+    "fusion",
+    (
+        Argument("STRATEGY|off", is_optional=True),
+        Argument("N", "whole", is_optional=True),
+        Argument("K", "whole", key="min_consensus"),
+        Argument("RE", key="extract"),
+    ),
+    "N nodes answer each prompt, and one answer comes out; what is left out, the configuration says",
+)
+
+SETTINGS = (
+    Command("max_tokens", (Argument("N", "whole"),), "longest answer, in tokens"),
+    Command("temperature", (Argument("T", "decimal"),), "0 always takes the likeliest token"),
+    Command("top_p", (Argument("P", "decimal"),), "share of likelihood to choose from"),
+    Command("seed", (Argument("N", "whole"),), "makes a sampled answer repeatable"),
+    Command("model", (Argument("M"),), "which model answers"),
+    Command("system", (Argument("TEXT", "rest"),), "the system prompt"),
+    Command(
+        "raw",
+        (Argument("on|off", "switch"),),
+        "on: prompts are sent as they are, without a template and what was said before",
+    ),
+    FUSING,
+    Command("timeout", (Argument("S", "decimal"),), "bounds blocking reads, in seconds; 0: no bound"),
+)
+"""How answers are wanted, wherever that can be said."""
+
 SESSION = Grammar(
     "sessions/N/ctl",
     (
-        Command("max_tokens", (Argument("N", "whole"),), "longest answer, in tokens"),
-        Command("temperature", (Argument("T", "decimal"),), "0 always takes the likeliest token"),
-        Command("top_p", (Argument("P", "decimal"),), "share of likelihood to choose from"),
-        Command("seed", (Argument("N", "whole"),), "makes a sampled answer repeatable"),
-        Command("model", (Argument("M", of="model"),), "which model answers"),
-        Command("system", (Argument("TEXT", "rest"),), "the system prompt"),
-        Command(
-            "raw",
-            (Argument("on|off", "switch", of="switch"),),
-            "on: prompts are sent as they are, without a template and what was said before",
-        ),
-        Command("timeout", (Argument("S", "decimal"),), "bounds blocking reads, in seconds; 0: no bound"),
+        *SETTINGS,
         Command("send", (), "sends the prompt; its answer is in stream and reply"),
         Command("cancel", (), "ends the answer; what has arrived is kept"),
         Command("clear", (), "forgets the conversation and the prompt"),
@@ -72,13 +92,15 @@ SESSION = Grammar(
     ),
 )
 
+FUSION = Grammar("fusion/ctl", SETTINGS)
+
 NODE = Grammar(
     "nodes/ID/ctl",
     (
         Command("drain", (), "lets it finish what it is doing, then ends it"),
         Command("kill", (), "ends it now; its answers go on elsewhere"),
         Command("restart", (), "gives it a new process"),
-        Command("load", (Argument("REF", of="model"),), "starts a node of its type with that model, then drains it"),
+        Command("load", (Argument("REF"),), "starts a node of its type with that model, then drains it"),
         Command("free", (), "gives its memory back now, which ends it; its answers go on elsewhere"),
     ),
 )
@@ -98,4 +120,4 @@ MODEL = Grammar(
     ),
 )
 
-GRAMMARS = (CLUSTER, SESSION, NODE, MODELS, MODEL)
+GRAMMARS = (CLUSTER, SESSION, FUSION, NODE, MODELS, MODEL)

@@ -1,4 +1,4 @@
-"""The grammar of ctl files: tables of commands, from which lines are read, made, refused, explained and completed.
+"""The grammar of ctl files: tables of commands, from which lines are read, made, refused and explained.
 
 Words are separated by blanks; one that holds blanks is quoted as in Plan 9, 'so it''s one word'. Pure: knows no files
 and no cluster.
@@ -7,7 +7,7 @@ and no cluster.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,15 +24,13 @@ _PLAIN = re.compile(r"[^\s']+")
 class Argument:
     """One argument. `name` is how people see it; with `key` it is given as `key=VALUE`, and never has to be.
 
-    `kind` is a word, a whole or decimal number, "on" or "off", or the rest of the line. `of` says what it names, for
-    completion.
+    `kind` is a word, a whole or decimal number, "on" or "off", or the rest of the line.
     """
 
     name: str
     kind: Kind = "word"
     is_optional: bool = False
     key: str = ""
-    of: str = ""
 
     @property
     def usage(self) -> str:
@@ -167,39 +165,11 @@ class Grammar:
         """What a read of the file gives: one command a line."""
         return "".join(f"{command.usage}\n" for command in self.commands)
 
-    def help(self) -> str:
-        """The commands with what they do, for people."""
-        width = max(len(command.usage) for command in self.commands)
-        return "".join(f"{command.usage:{width}}  {command.help}\n" for command in self.commands)
-
     def markdown(self) -> str:
-        """The same as a table."""
+        """The commands with what they do, as a table for documents."""
         usages = ((command.usage.replace("|", "\\|"), command.help) for command in self.commands)
         rows = "".join(f"| `{usage}` | {what} |\n" for usage, what in usages)
         return f"| command | does |\n| --- | --- |\n{rows}"
-
-    def complete(self, line: str, known: Callable[[str], Iterable[str]]) -> list[str]:
-        """What the last word of `line` may become; `known` gives what there is of a kind ("node", "model" …)."""
-        head, separator, last = line.rpartition(" ")
-        if not separator:
-            return [name for name in self._by_name if name.startswith(last)]
-        words = head.split()
-        command = self._by_name.get(words[0]) if words else None
-        if command is None:
-            return []
-        given = {word.partition("=")[0] for word in words[1:] if "=" in word}
-        places = [argument for argument in command.arguments if not argument.key]
-        options = [argument for argument in command.arguments if argument.key and argument.key not in given]
-        key, equals, begun = last.partition("=")
-        for argument in options:
-            if equals and argument.key == key:
-                values = known(argument.of) if argument.of else ()
-                return [f"{key}={value}" for value in values if value.startswith(begun)]
-        taken = sum("=" not in word for word in words[1:])
-        found = [f"{argument.key}=" for argument in options]
-        if taken < len(places) and places[taken].of:
-            found = [*known(places[taken].of), *found]
-        return [word for word in found if word.startswith(last)]
 
 
 def _name_of(argument: Argument) -> str:

@@ -1,15 +1,19 @@
-"""The texts of files: `key value` lines, JSON documents, event lines, conversations. Pure."""
+"""The texts of files: `key value` lines, JSON documents, lines of events and votes, conversations. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from llambo.cluster.control import BalancerStats, ClusterEvent, ClusterStatus, NodeInfo
-from llambo.core.types import Message, ModelInfo
+from llambo.core.errors import LlamboError, NoQuorum
+from llambo.core.fusion import Fusion, VoteCast
+from llambo.core.fusion_document import fusion_document
+from llambo.core.tally import tally
+from llambo.core.types import Done, Message, ModelInfo
 from llambo.namespace.grammar import quote
 
 _MEMORY = ("rss_bytes", "uss_bytes")
@@ -125,3 +129,40 @@ def conversation(messages: Iterable[Message]) -> str:
     return "".join(
         "\n".join([message.role, *(f"\t{line}" for line in message.content.split("\n"))]) + "\n" for message in messages
     )
+
+
+def vote(cast: VoteCast) -> str:
+    """A vote as a line, `key=value…`: what was answered, or why nothing was."""
+    told = cast.vote
+    facts: dict[str, object] = {
+        "node": told.node,
+        "model": told.model,
+        "tokens": told.tokens,
+        "weight": told.weight,
+        "time_ms": told.time_ms,
+        "asked": cast.asked,
+        "answered": cast.answered,
+        "agreement": cast.agreement,
+    }
+    facts |= {"error": told.error} if told.error else {"text": told.text}
+    return " ".join(f"{key}={quote(one_line(value))}" for key, value in facts.items()) + "\n"
+
+
+def votes(last: VoteCast, fusion: Fusion | None) -> dict[str, object]:
+    """How far a vote is, for a status; with `fusion` what became of it."""
+    facts: dict[str, object] = {"asked": last.asked, "answered": last.answered, "agreement": last.agreement}
+    if fusion is not None:
+        facts |= {"agreement": fusion.agreement, "cancelled": fusion.cancelled, "strategy": fusion.strategy}
+    return facts
+
+
+def result(text: str, done: Done) -> dict[str, Any]:
+    """An answer with its counts, as SPEC section 2 has it."""
+    document: dict[str, Any] = {"text": text, **msgspec.to_builtins(done)}
+    return document | {"fusion": fusion_document(done.fusion) if done.fusion is not None else None}
+
+
+def failed(error: LlamboError, casts: Sequence[VoteCast]) -> dict[str, Any]:
+    """What is told in the place of an answer; where nodes did not agree, with what they said."""
+    document: dict[str, Any] = {"error": {"code": error.code, "message": error.message}}
+    return document | {"fusion": fusion_document(tally(casts)) if isinstance(error, NoQuorum) else None}

@@ -1,4 +1,4 @@
-"""Conversations: their settings, messages and answers. Knows nothing of files or of how lines are read.
+"""Conversations: their messages and answers. Knows nothing of files or of how lines are read.
 
 A session lives until it is hung up: by its owner, by the end of the fid that made it unless it is kept, or because
 nobody has had a file of it open for the idle limit.
@@ -7,30 +7,15 @@ nobody has had a file of it open for the idle limit.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
 
 from llambo.core.errors import BadRequest, NameInUse, NotFound, Overloaded, TooLarge
 from llambo.core.quoted import unquoted
-from llambo.core.types import GenerateRequest, Message, Sampling
+from llambo.core.types import Message
 from llambo.namespace.answer import Answer, Answers
+from llambo.namespace.settings import Settings
 
 MAX_PROMPT_BYTES = 4 << 20
 MAX_SESSIONS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class SessionSettings:
-    """What a session's ctl sets. `timeout_s` bounds blocking reads, 0 does not.
-
-    With `raw` a prompt is sent as it is: without a template, and without what was said before.
-    """
-
-    sampling: Sampling = field(default_factory=Sampling)
-    model: str = ""
-    system: str = ""
-    raw: bool = False
-    timeout_s: float = 0.0
-    keep: bool = False
 
 
 class Session:
@@ -39,7 +24,8 @@ class Session:
     def __init__(self, name: str, owner: str, sessions: Sessions) -> None:
         self.name = name
         self.owner = owner
-        self.settings = SessionSettings()
+        self.settings = Settings()
+        self.is_kept = False
         self.messages: list[Message] = []
         self.answer: Answer | None = None
         self.is_over = False
@@ -66,12 +52,14 @@ class Session:
             return "pending"
         return self.answer.state if self.answer is not None else "idle"
 
-    def change(self, **changes: object) -> None:
-        """Changes settings; those of `Sampling` too. Raises: `BadRequest` for a value out of range."""
-        sampling = {key: changes.pop(key) for key in list(changes) if key in Sampling.__dataclass_fields__}
-        if sampling:
-            changes["sampling"] = replace(self.settings.sampling, **sampling)  # type: ignore[arg-type]
-        self.settings = replace(self.settings, **changes)  # type: ignore[arg-type]
+    def set(self, settings: Settings) -> None:
+        """Other settings from now on."""
+        self.settings = settings
+        self.version += 1
+
+    def keep(self) -> None:
+        """It outlives the fid that made it."""
+        self.is_kept = True
         self.version += 1
 
     def add_prompt(self, data: bytes) -> None:
@@ -94,28 +82,14 @@ class Session:
         if self.is_answering:
             raise NameInUse("an answer is being generated; read it to its end, or cancel it")
         user = Message("user", prompt_text(self.prompt))
-        request = self._request(user)
+        request = self.settings.request(user, self.messages, f"styx-{self.name}")
         sent = self.prompt
-        self.answer = self._sessions.answers.start(request, lambda answer: self._ended(answer, user, sent))
+        self.answer = self._sessions.answers.start(
+            request, lambda answer: self._ended(answer, user, sent), owner=self.owner
+        )
         self._prompt.clear()
         self.version += 1
         return self.answer
-
-    def _request(self, user: Message) -> GenerateRequest:
-        settings = self.settings
-        if settings.raw and settings.system:
-            raise BadRequest(
-                "a raw prompt takes no system prompt: write raw off, or put the text into the prompt itself"
-            )
-        system = (Message("system", settings.system),) if settings.system else ()
-        return GenerateRequest(
-            messages=() if settings.raw else (*system, *self.messages, user),
-            raw_prompt=user.content if settings.raw else None,
-            model=settings.model,
-            sampling=settings.sampling,
-            session=f"styx-{self.name}",
-            interface="styx",
-        )
 
     def to_stream(self) -> Answer:
         """The answer that a reader of the stream wants: to the prompt, where one waits, else the last one.

@@ -1,20 +1,16 @@
-"""The files of sessions, `clone` and `data`: how conversations are had by reading and writing."""
+"""The files of sessions, and `clone`: how conversations are had by reading and writing."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from llambo.core.errors import BadRequest, NameInUse, NotFound, TooLarge
-from llambo.core.types import GenerateRequest
+from llambo.core.errors import NotFound
 from llambo.namespace import ctls, render
-from llambo.namespace.answer import Answer, Answers
 from llambo.namespace.ctl_file import CtlFile, CtlHandle, Refusals
 from llambo.namespace.grammar import Call
-from llambo.namespace.session import MAX_PROMPT_BYTES, Session, Sessions, prompt_text
-from llambo.ninep.errors import IN_USE
+from llambo.namespace.session import Session, Sessions
 from llambo.ninep.files import StaticDirectory, TextFile, TextHandle
 from llambo.ninep.messages import OTRUNC
-from llambo.ninep.streams import StreamHandle
 from llambo.ninep.tree import READABLE, Data, Directory, Handle, Node, Result
 
 
@@ -33,6 +29,7 @@ class SessionDirectory(Directory):
                 _Prompt(session, own),
                 _AnswerFile("stream", session, own),
                 _AnswerFile("reply", session, own),
+                _AnswerFile("tally", session, own),
                 TextFile("history", lambda: render.conversation(session.messages)),
                 TextFile("status", lambda: render.lines(status_of(session))),
                 own.file(),
@@ -69,49 +66,16 @@ def status_of(session: Session) -> dict[str, object]:
     if done is not None:
         facts |= {"model": done.model, "finish_reason": done.finish_reason, "time_ms": done.time_ms}
         facts["failovers"] = done.failovers
+    if answer is not None and answer.casts:
+        facts |= render.votes(answer.casts[-1], done.fusion if done is not None else None)
     return facts
 
 
-def settings_text(session: Session) -> str:
-    """What a read of `sessions/N/ctl` gives: each setting that is not left to the model, as the line that makes it."""
-    settings = session.settings
-    sampling = settings.sampling
-    values: dict[str, object] = {
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "seed": sampling.seed,
-        "model": settings.model or None,
-        "system": settings.system or None,
-        "raw": "on" if settings.raw else None,
-        "timeout": settings.timeout_s or None,
-    }
-    text = render.lines({key: value for key, value in values.items() if value is not None})
-    return text + ("keep\n" if settings.keep else "")
-
-
-async def perform(session: Session, call: Call) -> None:  # noqa: PLR0912 - one case per command
+async def perform(session: Session, call: Call) -> None:
     """Performs one line of `sessions/N/ctl`."""
     if session.is_over:
         raise NotFound
     match call.command:
-        case "max_tokens" | "seed":
-            session.change(**{call.command: call.whole("n")})
-        case "temperature":
-            session.change(temperature=call.decimal("t"))
-        case "top_p":
-            session.change(top_p=call.decimal("p"))
-        case "model":
-            session.change(model=call.text("m"))
-        case "system":
-            session.change(system=call.text("text"))
-        case "raw":
-            session.change(raw=call.is_on("on|off"))
-        case "timeout":
-            seconds = call.decimal("s")
-            if not 0 <= seconds <= 86_400:
-                raise BadRequest(f"timeout must be between 0 and 86400 seconds, not {seconds:g}")
-            session.change(timeout_s=seconds)
         case "send":
             session.send()
         case "cancel":
@@ -119,11 +83,11 @@ async def perform(session: Session, call: Call) -> None:  # noqa: PLR0912 - one 
         case "clear":
             await session.clear()
         case "keep":
-            session.change(keep=True)
+            session.keep()
         case "hangup":
             await session.hang_up()
-        case command:
-            raise AssertionError(f"the grammar let {command} through")
+        case _:
+            session.set(session.settings.changed(call))
 
 
 class _Counted(Handle):
@@ -154,7 +118,10 @@ class _Counted(Handle):
 
 class _SessionCtl(CtlFile):
     def __init__(self, session: Session, refusals: Refusals) -> None:
-        super().__init__(ctls.SESSION, lambda call: perform(session, call), refusals, lambda: settings_text(session))
+        def text() -> str:
+            return session.settings.text() + ("keep\n" if session.is_kept else "")
+
+        super().__init__(ctls.SESSION, lambda call: perform(session, call), refusals, text)
         self._session = session
 
     def open(self, mode: int) -> Handle:
@@ -178,7 +145,7 @@ class _Prompt(TextFile):
 
 
 class _AnswerFile(Node):
-    """`stream`, whose opening sends a prompt that waits, and `reply`."""
+    """`stream`, whose opening sends a prompt that waits, `reply` and `tally`."""
 
     def __init__(self, name: str, session: Session, refusals: Refusals) -> None:
         super().__init__(name, READABLE)
@@ -196,9 +163,14 @@ class _AnswerFile(Node):
         def timeout_s() -> float:
             return session.settings.timeout_s
 
-        if self.name == "stream":
-            return _Counted(session, session.to_stream().stream(note, timeout_s))
-        return _Counted(session, session.to_read().whole(note, timeout_s))
+        match self.name:
+            case "stream":
+                handle = session.to_stream().stream(note, timeout_s)
+            case "reply":
+                handle = session.to_read().whole(note, timeout_s)
+            case _:
+                handle = session.to_read().tally(note, timeout_s)
+        return _Counted(session, handle)
 
 
 class Clone(Node):
@@ -231,57 +203,5 @@ class _CloneHandle(_Counted):
         closing = super().close()
         if isinstance(closing, Awaitable):
             await closing
-        if not self._session.settings.keep and not self._session.is_over:
+        if not self._session.is_kept and not self._session.is_over:
             await self._session.hang_up()
-
-
-class DataFile(Node):
-    """One question and its answer on one fid: write the prompt, then read until the end of the file."""
-
-    def __init__(self, answers: Answers, refusals: Refusals) -> None:
-        super().__init__("data", 0o666)
-        self._answers = answers
-        self._refusals = refusals
-
-    def open(self, mode: int) -> Handle:
-        """Ready for a prompt."""
-        return _DataHandle(self._answers, self._refusals)
-
-
-class _DataHandle(Handle):
-    __slots__ = ("_answer", "_answers", "_prompt", "_refusals", "_stream")
-
-    def __init__(self, answers: Answers, refusals: Refusals) -> None:
-        self._answers = answers
-        self._refusals = refusals
-        self._prompt = bytearray()
-        self._answer: Answer | None = None
-        self._stream: StreamHandle | None = None
-
-    def write(self, offset: int, data: bytes) -> Result[int | None]:
-        return self._refusals.noting(lambda: self._add(data))
-
-    def _add(self, data: bytes) -> None:
-        if self._stream is not None:
-            raise NameInUse(f"{IN_USE}: this prompt is being answered; open data anew for the next one")
-        if len(self._prompt) + len(data) > MAX_PROMPT_BYTES:
-            raise TooLarge(f"a prompt has at most {MAX_PROMPT_BYTES >> 20} MiB")
-        self._prompt += data
-
-    def read(self, offset: int, count: int) -> Result[Data]:
-        if self._stream is None:
-            self._refusals.noting(self._send)
-        assert self._stream is not None
-        return self._stream.read(offset, count)
-
-    def _send(self) -> None:
-        request = GenerateRequest.from_prompt(prompt_text(bytes(self._prompt)))
-        answer = self._answers.start(_of_styx(request))
-        self._stream = answer.stream(self._refusals.note, lambda: 0.0)
-
-    def close(self) -> Result[None]:
-        return self._stream.close() if self._stream is not None else None
-
-
-def _of_styx(request: GenerateRequest) -> GenerateRequest:
-    return GenerateRequest(messages=request.messages, interface="styx")

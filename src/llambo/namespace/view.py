@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from llambo.core.tokens import Scope
+from llambo.core.types import Message
 from llambo.namespace import commands, ctls, render
 from llambo.namespace.ctl_file import CtlFile, Refusals
+from llambo.namespace.data_file import DataFile
+from llambo.namespace.fusion_files import FusionDirectory
 from llambo.namespace.house import House
 from llambo.namespace.model_files import ModelsDirectory
 from llambo.namespace.node_files import NodesDirectory
-from llambo.namespace.session_files import Clone, DataFile, SessionDirectory
+from llambo.namespace.session_files import Clone, SessionDirectory
+from llambo.namespace.settings import Settings
 from llambo.ninep.files import LiveDirectory, StaticDirectory, TextFile
 from llambo.ninep.streams import StreamFile
 from llambo.ninep.tree import Node
@@ -68,7 +72,8 @@ class View(StaticDirectory):
 
         sessions = LiveDirectory("sessions", lambda: house.sessions.of(seen), make, perm=0o777)
         return [
-            DataFile(house.answers, self.refusals),
+            DataFile(lambda prompt: house.answers.start(Settings().request(Message("user", prompt))), self.refusals),
+            FusionDirectory(house.answers, owner, self.refusals),
             Clone(house.sessions, owner, sessions, self.refusals),
             sessions,
         ]

@@ -49,8 +49,10 @@ _PREFIXES: Final[tuple[tuple[str, type[LlamboError]], ...]] = (
 )
 _PREFIX_OF: Final = {kind: prefix for prefix, kind in _PREFIXES}
 _CODES_SENT: Final = (
-    "bad_model", "no_memory", "no_model", "download_failed", "node_lost", "engine_failed", "diverged",
+    "bad_model", "no_memory", "no_model", "download_failed", "node_lost", "engine_failed", "diverged", "no_quorum",
 )  # fmt: skip
+_SELF_TOLD: Final = ("no_quorum",)
+"""Codes whose sentence begins with their words by itself."""
 
 
 class Malformed(BadRequest):
@@ -77,13 +79,16 @@ def rerror_text(error: LlamboError) -> str:
         prefix = INVALID if isinstance(error, BadRequest) else error.code.replace("_", " ")
     if not error.args or error.message == prefix:
         return prefix
+    if error.code in _SELF_TOLD and error.message.startswith(f"{prefix}: "):
+        return error.message
     return f"{prefix}: {error.message}"
 
 
 def error_from_text(text: str) -> LlamboError:
     """The error that an Rerror stands for: the class that its first words name, with the sentence after them.
 
-    The inverse of `rerror_text` but for subclasses of `BadRequest`, which come back as `BadRequest`.
+    The inverse of `rerror_text` but for subclasses of `BadRequest`, which come back as `BadRequest`, and for sentences
+    that should begin with the words of their code and did not.
     """
     prefix, separator, sentence = text.partition(": ")
     message = sentence if separator else text
@@ -92,5 +97,5 @@ def error_from_text(text: str) -> LlamboError:
             return kind(message)
     code = prefix.replace(" ", "_")
     if separator and code in _CODES_SENT:
-        return from_code(code, message)
+        return from_code(code, text if code in _SELF_TOLD else message)
     return FileError(text)

@@ -1,0 +1,85 @@
+"""`fusion`: what the session is told, and where votes and answer are shown."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+
+import pytest
+
+from llambo.core.errors import NoQuorum
+from llambo.dish.interpreter import Interpreter
+from llambo.dish.terminal import Terminal
+from tests.dish.dish_world import World, until
+
+VOTES = ["node=n1 text=four\n", "node=n2 text=five\n"]
+
+
+@pytest.mark.parametrize(
+    ("line", "told", "prompt"),
+    [
+        ("fusion What is a node?", ["fusion"], "What is a node?"),
+        ("fusion quorum What is a node?", ["fusion quorum"], "What is a node?"),
+        ("fusion raft-consensus 5 What?", ["fusion raft-consensus 5"], "What?"),
+        ("fusion 5 nodes?", ["fusion"], "5 nodes?"),
+        ("fusion 'quorum is what?'", ["fusion"], "quorum is what?"),
+        (
+            "fusion quorum 5 min_consensus=3 extract='a (b)' max_tokens=9 What?",
+            ["fusion quorum 5 min_consensus=3 'extract=a (b)'", "max_tokens 9"],
+            "What?",
+        ),
+        ("echo two | fusion majority-vote 3 Sum up.", ["fusion majority-vote 3"], "two\n\nSum up."),
+    ],
+)
+async def test_the_session_is_told_how_and_what(world: World, line: str, told: list[str], prompt: str) -> None:
+    assert await world.run(line) == f"you said: {prompt}\n"
+    assert world.settings["0"] == told
+    assert world.asked == [("0", prompt)]
+    assert list(world.sessions.entries()) == []
+
+
+async def on_terminal(world: World, line: str) -> tuple[int, str]:
+    """The status of a line, and what a person sees of it."""
+    screen = io.StringIO()
+    interpreter = Interpreter(world.dish, Terminal(screen, shows=True), world.complaints.append)
+    return await interpreter.line(line), screen.getvalue()
+
+
+async def test_a_person_sees_each_vote_and_then_the_answer(world: World) -> None:
+    world.votes = list(VOTES)
+    world.votes_come_first = True
+    status, seen = await on_terminal(world, "fusion majority-vote 2 What?")
+    assert (status, seen) == (0, "node=n1 text=four\nnode=n2 text=five\n\nyou said: What?\n")
+
+
+async def test_votes_that_come_after_the_answer_stand_below_it(world: World) -> None:
+    world.votes = list(VOTES)
+    status, seen = await on_terminal(world, "fusion token-average 2 What?")
+    assert (status, seen) == (0, "you said: What?\nnode=n1 text=four\nnode=n2 text=five\n")
+
+
+async def test_without_a_quorum_the_votes_are_shown_and_the_status_is_6(world: World) -> None:
+    world.votes = list(VOTES)
+    world.votes_come_first = True
+    world.refusal = NoQuorum("no quorum: 1 of 2 nodes agree, 2 are needed")
+    status, seen = await on_terminal(world, "fusion quorum 2 What?")
+    assert (status, seen) == (6, "".join(VOTES))
+    assert world.complaints == ["no quorum: 1 of 2 nodes agree, 2 are needed"]
+    assert world.dish.status == 6
+
+
+async def test_an_answer_is_redirected_without_the_votes(world: World) -> None:
+    world.votes = list(VOTES)
+    assert await on_terminal(world, "fusion majority-vote 2 What? | cat") == (0, "you said: What?\n")
+
+
+async def test_an_interrupted_fusion_leaves_no_session(world: World) -> None:
+    world.votes = list(VOTES)
+    world.votes_come_first = True
+    world.gate.clear()
+    running = asyncio.create_task(on_terminal(world, "fusion majority-vote 2 What?"))
+    await until(lambda: world.asked)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await until(lambda: not list(world.sessions.entries()))
