@@ -18,7 +18,7 @@ from bench.harness import MODELS
 from bench.make_model import SPECIALS, Matrix, Shape, Writer
 
 SHAPES = {
-    "chat": Shape(512, 8, 8, 4, 1408, 8_192, 4096, Kind.Q8_0),  # 32M parameters
+    "chat": Shape(256, 6, 4, 2, 704, 8_192, 4096, Kind.Q8_0),  # 9M parameters
     "chat-tiny": Shape(128, 2, 4, 2, 384, 8_192, 4096, Kind.F16),  # the same words for a fraction of the work
 }
 LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
