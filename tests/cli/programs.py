@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,22 @@ def run(
 def start(program: str, *arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
     """Starts an entry point with its output on pipes."""
     return subprocess.Popen(command(program, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def on_a_terminal(program: str, *arguments: str) -> str:
+    """What a program draws on a terminal of 80 columns."""
+    main, other = pty.openpty()
+    process = subprocess.Popen(
+        command(program, *arguments), stdin=other, stdout=other, stderr=other, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(other)
+    drawn = b""
+    while True:
+        try:
+            piece = os.read(main, 4096)
+        except OSError:  # EIO: nobody holds the other side any more
+            break
+        drawn += piece
+    os.close(main)
+    assert process.wait(60) == 0
+    return drawn.decode()

@@ -16,10 +16,10 @@ from llambo.cli.switching import PRIVATE, Switching
 from llambo.cluster.launch.admission import Admission
 from llambo.core import config, paths
 from llambo.core.errors import NoMemory
-from llambo.core.fusion import FusionRequest, VoteCast
+from llambo.core.fusion import ALIASES, STRATEGIES, FusionRequest, VoteCast
 from llambo.core.types import Done, GenerateRequest, Sampling
 from tests.cli.daemons import cluster, ctl
-from tests.cli.programs import run
+from tests.cli.programs import on_a_terminal, run
 
 QUESTION = "What is a node?"
 SHORT = ("--max-tokens", "16")
@@ -58,6 +58,13 @@ def test_a_running_cluster_votes_and_tells_how_it_went() -> None:
         assert lines[0].keys() == VOTE_KEYS | {"type", "asked", "answered", "agreement"}
         assert "".join(line["token"] for line in lines[votes:]) == last["text"] == alone["text"]
 
+        strict = (*VARIED, "--fusion", "quorum", "--nodes", "3", "--min-consensus", "3")
+        done = run("llamboctl", "infer", "--json", "--stream", *strict, QUESTION)
+        assert {json.loads(line)["type"] for line in done.stdout.splitlines()} == {"vote"}
+        assert (done.returncode, done.stderr.count("\n")) == (6, 1), "the votes are told once"
+        drawn = on_a_terminal("llamboctl", "infer", *GREEDY, "--fusion", "majority-vote", "--nodes", "2", QUESTION)
+        assert "majority-vote: 2 of 2 answered, agreement 100 %" in drawn
+
         plain = run("llamboctl", "infer", *GREEDY, "--fusion", "raft-consensus", "--nodes", "2", QUESTION)
         assert (plain.returncode, plain.stdout, plain.stderr) == (0, alone["text"] + "\n", "")
 
@@ -71,6 +78,12 @@ def test_a_running_cluster_votes_and_tells_how_it_went() -> None:
                 assert sentence.endswith("of 3 nodes agree, 3 are needed")
                 assert 2 <= len(told) <= 3
                 assert all(line.startswith(f"{program}: n") for line in told)
+
+
+@pytest.mark.parametrize("program", [("limbot",), ("llamboctl", "infer")])
+def test_help_names_every_strategy(program: tuple[str, ...]) -> None:
+    told = " ".join(run(*program, "--help").stdout.split())
+    assert all(name in told for name in (*STRATEGIES, *ALIASES))
 
 
 @pytest.mark.parametrize(
@@ -165,9 +178,7 @@ async def test_a_private_cluster_grows_to_what_a_vote_needs_and_never_shrinks() 
         await connection.ready("")
         assert nodes() == 2
         greedy = Sampling(max_tokens=8, temperature=0.0)
-        request = replace(
-            GenerateRequest.from_prompt(QUESTION, sampling=greedy), fusion=FusionRequest("majority-vote", 2, 2)
-        )
+        request = replace(GenerateRequest.from_prompt(QUESTION, sampling=greedy), fusion=FusionRequest("quorum", 2, 2))
         async with aclosing(connection.generate(request)) as events:
             seen = [event async for event in events]
         assert len({event.vote.node for event in seen if isinstance(event, VoteCast)}) == 2

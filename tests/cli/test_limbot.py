@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cli.programs import command, run, start
+from tests.cli.programs import command, on_a_terminal, run, start
 
 QUESTION = "What is distributed computing?"
 GREEDY = ("--temperature", "0", "--max-tokens", "24")
@@ -189,27 +189,8 @@ def test_a_closed_standard_input_is_no_obstacle() -> None:
     assert done.stdout
 
 
-def on_a_terminal(*arguments: str) -> str:
-    """What limbot draws on a terminal of 80 columns."""
-    main, other = pty.openpty()
-    process = subprocess.Popen(
-        command("limbot", *arguments), stdin=other, stdout=other, stderr=other, env={**os.environ, "TERM": "xterm"}
-    )
-    os.close(other)
-    drawn = b""
-    while True:
-        try:
-            piece = os.read(main, 4096)
-        except OSError:  # EIO: nobody holds the other side any more
-            break
-        drawn += piece
-    os.close(main)
-    assert process.wait(60) == 0
-    return drawn.decode()
-
-
 def test_on_a_terminal_the_answer_is_rendered_and_the_spinner_removed() -> None:
-    drawn = on_a_terminal(*GREEDY, QUESTION)
+    drawn = on_a_terminal("limbot", *GREEDY, QUESTION)
     assert "\x1b[" in drawn
     assert "thinking" in drawn
     assert drawn.rindex("thinking") < len(drawn) - 100
@@ -218,7 +199,7 @@ def test_on_a_terminal_the_answer_is_rendered_and_the_spinner_removed() -> None:
 
 def test_raw_on_a_terminal_is_the_plain_text() -> None:
     plain = run("limbot", *GREEDY, QUESTION).stdout.strip()
-    drawn = on_a_terminal("--raw", *GREEDY, QUESTION).replace("\r\n", "\n")
+    drawn = on_a_terminal("limbot", "--raw", *GREEDY, QUESTION).replace("\r\n", "\n")
     assert plain in drawn
 
 

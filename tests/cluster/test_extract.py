@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from llambo.cluster import extract as extracting
 from llambo.cluster.extract import Extract
-from llambo.core.errors import BadRequest
+from llambo.core.errors import BadRequest, Overloaded
 
 
 async def test_the_first_group_is_what_counts_or_else_the_whole_match() -> None:
@@ -76,3 +77,15 @@ async def test_a_search_that_nobody_waits_for_any_more_is_ended_at_once() -> Non
 async def test_a_long_answer_is_searched_whole() -> None:
     async with Extract(r"end: (\d+)") as extract:
         assert await extract.of("é" * 300_000 + "end: 7") == "7"
+
+
+async def test_so_many_expressions_have_a_process_and_no_more_however_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extracting, "MAX_PROCESSES", 2)
+    for _ in range(3):
+        with pytest.raises(BadRequest):
+            await Extract("(").__aenter__()
+    async with Extract("a"), Extract("b"), Extract(""):
+        with pytest.raises(Overloaded, match="2 questions with extract are being answered already; ask again later"):
+            await Extract("c").__aenter__()
+    async with Extract("a"), Extract("b") as extract:
+        assert await extract.of("ab") == "b"

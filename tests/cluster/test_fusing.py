@@ -134,6 +134,18 @@ async def test_different_models_are_asked_in_turns_and_the_most_frequent_answer_
     assert {vote.model for vote in outcome(named[2]).votes} == {"other"}
 
 
+async def test_models_without_a_node_of_the_type_that_is_wanted_are_not_asked(
+    cluster: Cluster, walk_model: Path, other_walk: Path
+) -> None:
+    await serve(cluster, walk_model, 1)
+    await serve(cluster, other_walk, 1)
+    await cluster.spawn(1, node_type="tiny", model="other")
+    request = replace(ask("majority-vote", 2), node_type="tiny")
+    _, text, done = await collect(cluster, request)
+    assert text == await plain(cluster, "other")
+    assert {(vote.model, vote.node, vote.error) for vote in outcome(done).votes} == {("other", "n3", "")}
+
+
 @pytest.mark.parametrize("strategy", ["weighted-average", "confidence-weighted"])
 async def test_the_other_strategies_choose_too(
     cluster: Cluster, walk_model: Path, other_walk: Path, strategy: Strategy

@@ -8,7 +8,7 @@ import pytest
 
 from llambo.core import config
 from llambo.core.errors import BadConfig, BadRequest
-from llambo.core.fusion import MAX_EXTRACT, STRATEGIES, FusionRequest, strategy_named
+from llambo.core.fusion import MAX_EXTRACT, STRATEGIES, FusionRequest, Strategy, fusion_asked, strategy_named
 
 
 def test_every_strategy_is_found_by_its_name_and_raft_consensus_is_a_quorum() -> None:
@@ -26,6 +26,15 @@ def test_what_is_left_open_is_the_configuration_s_to_say() -> None:
     assert FusionRequest() == FusionRequest("", 0, 0, "")
 
 
+def test_what_somebody_outside_leaves_out_is_left_open_and_a_zero_is_no_number() -> None:
+    assert fusion_asked(None, None, None, None) == fusion_asked("", None, None, "") == FusionRequest()
+    assert fusion_asked("raft-consensus", 5, 3, "a") == FusionRequest("quorum", 5, 3, "a")
+    with pytest.raises(BadRequest, match="nodes must be 1 at least; leave it out for the configured number"):
+        fusion_asked("quorum", 0, None, None)
+    with pytest.raises(BadRequest, match="min_consensus must be 1 at least; leave it out"):
+        fusion_asked("quorum", None, 0, None)
+
+
 @pytest.mark.parametrize("voters", [-1, 1, 65, 10**9])
 def test_fewer_than_two_voters_and_too_many_are_refused(voters: int) -> None:
     with pytest.raises(BadRequest, match=f"between 2 and 64 nodes, not {voters}"):
@@ -34,8 +43,16 @@ def test_fewer_than_two_voters_and_too_many_are_refused(voters: int) -> None:
 
 @pytest.mark.parametrize(("voters", "consensus"), [(3, 4), (3, -1), (0, 65)])
 def test_a_consensus_of_more_than_are_asked_is_refused(voters: int, consensus: int) -> None:
-    with pytest.raises(BadRequest, match=f"between 1 and the number of nodes asked, not {consensus}"):
+    most = "the 3 nodes asked" if voters else "64"
+    with pytest.raises(BadRequest, match=f"between 1 and {most}, not {consensus}"):
         FusionRequest("quorum", voters, consensus)
+
+
+@pytest.mark.parametrize("strategy", [one for one in STRATEGIES if one != "quorum"])
+def test_a_consensus_that_a_strategy_does_not_look_at_is_refused(strategy: Strategy) -> None:
+    with pytest.raises(BadRequest, match=f"goes with the strategy quorum; {strategy} takes none"):
+        FusionRequest(strategy, 3, 2)
+    assert FusionRequest("", 3, 2).min_consensus == 2  # the configured one may be a quorum
 
 
 def test_a_pattern_has_a_length_that_it_may_have() -> None:

@@ -77,7 +77,7 @@ def test_what_is_typed_after_the_command_is_what_is_asked(typed: str, request_: 
         ("quorum 1", "between 2 and 64 nodes, not 1"),
         ("quorum 99999999", "between 2 and 64 nodes"),
         ("quorum 0", "the number of nodes must be 1 at least"),
-        ("quorum 3 4", "min_consensus must be between 1 and the number"),
+        ("quorum 3 4", "min_consensus must be between 1 and the 3"),
         ("quorum 3 0", "the consensus must be 1 at least"),
         ("off 3", "/fusion off takes nothing more"),
     ],
@@ -250,6 +250,7 @@ async def test_the_command_sets_shows_and_ends_it(tmp_path: Path) -> None:
         notes.said.clear()
         for line in ("/fusion", "/fusion quorum 3 2", "/fusion", "/status", "/fusion nope", "/fusion off"):
             await actions.perform(chat, line)
+        assert f"strategies are {', '.join(STRATEGIES)}" in " ".join(notes.said)
         told = [line for line in notes.said if "fusion" in line and not line.startswith(">")]
         assert told[:4] == [
             "fusion is off: one node answers",

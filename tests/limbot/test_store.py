@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from llambo.core.errors import BadRequest, LlamboError, NameInUse, NotFound
+from llambo.core.fusion import Fusion, Vote
+from llambo.core.fusion_document import fusion_document
 from llambo.limbot import schema, transfer
 from llambo.limbot.attachments import Attachment, with_files
 from llambo.limbot.records import Turn, conversation_of
@@ -256,6 +258,24 @@ def test_an_export_is_read_in_again_as_it_was(path: Path, tmp_path: Path) -> Non
     assert transfer.exported("text", stored) == "System: Be brief.\n\nYou: ask `code`\nmore\n\nAnswer: tell\n"
     store.close()
     other.close()
+
+
+def test_a_vote_without_a_quorum_is_exported_as_no_answer_with_what_each_said(path: Path) -> None:
+    store = Store.open(path)
+    number = store.begin()
+    votes = (Vote("n1", "m", "four", 1, 1.0, 50.0), Vote("n22", "m", "", 0, 1.0, 60.0, None, "it died"))
+    outcome = fusion_document(Fusion("quorum", 0.5, 2, 1, 0, votes))
+    store.add(number, user("2 + 2?"))
+    store.add(number, answer("", model="m", interrupted=True, fusion=outcome))
+    stored = [(store.session(number), store.turns(number))]
+    summary = "quorum: 1 of 2 answered, 1 failed, agreement 50 %"
+    page = transfer.exported("markdown", stored)
+    assert page.endswith(
+        f"## No answer (m)\n\n*{summary}*\n\n- n1      0.1 s  four\n- n22     0.1 s  failed: it died\n"
+    )
+    text = transfer.exported("text", stored)
+    assert text.endswith(f"No answer ({summary}):\n  n1      0.1 s  four\n  n22     0.1 s  failed: it died\n")
+    store.close()
 
 
 @pytest.mark.parametrize(

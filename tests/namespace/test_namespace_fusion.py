@@ -75,7 +75,7 @@ async def test_the_setting_is_read_back_as_it_can_be_written_and_goes_into_the_r
         ("fusion quorum many", "fusion: N is a whole number, not 'many'"),
         ("fusion quorum 1", "fusion takes between 2 and 64 nodes, not 1"),
         ("fusion quorum 65", "fusion takes between 2 and 64 nodes, not 65"),
-        ("fusion quorum 3 min_consensus=4", "min_consensus must be between 1 and the number of nodes asked, not 4"),
+        ("fusion quorum 3 min_consensus=4", "min_consensus must be between 1 and the 3 nodes asked, not 4"),
         ("fusion quorum 3 4", "fusion has too many arguments; write: fusion [STRATEGY|off] [N] "),
         ("fusion off 3", "fusion off takes nothing more; write: fusion off"),
     ],

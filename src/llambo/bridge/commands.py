@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from llambo.core.errors import BadRequest, Refused, UnknownCommand
-from llambo.core.fusion import FusionRequest, strategy_named
+from llambo.core.fusion import FusionRequest, fusion_asked
 from llambo.core.tokens import Scope
 from llambo.core.types import GenerateRequest, LoadOptions, Message, Sampling
 
@@ -298,11 +298,7 @@ class Ask:
                 if value is not None:
                     raise BadRequest(f"{name} says how several nodes answer: give fusion too, such as majority-vote")
             return None
-        for name in ("nodes", "min_consensus"):
-            if belongs[name] == 0:  # a door's word for the configured number
-                raise BadRequest(f"{name} must be 1 at least; leave it out for the configured number")
-        strategy = strategy_named(self.fusion) if self.fusion else ""
-        return FusionRequest(strategy, self.nodes or 0, self.min_consensus or 0, self.extract)
+        return fusion_asked(self.fusion, self.nodes, self.min_consensus, self.extract)
 
 
 def build_load(path: str, name: str, options: LoadOptions) -> Load:

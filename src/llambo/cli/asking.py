@@ -61,6 +61,17 @@ def fusion_of(strategy: str, nodes: int | None, min_consensus: int | None) -> Fu
     return fusion.requested(strategy, nodes, min_consensus)
 
 
+def tell_outcome(outcome: Fusion) -> None:
+    """A dim line on the terminal below an answer that was voted on."""
+    import textwrap
+
+    if common.draws(sys.stderr):
+        from llambo.limbot import fusion
+
+        for line in textwrap.wrap(fusion.summary(outcome), max(8, error_columns() - 1)):
+            sys.stderr.write(f"\x1b[2m{line}\x1b[0m\n")
+
+
 def choose_writer(*, raw: bool, as_json: bool) -> Writer:
     """Markdown on a terminal, the bare text elsewhere or with `raw`, nothing where a JSON document comes after."""
     from llambo.limbot import plain

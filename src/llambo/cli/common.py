@@ -53,9 +53,16 @@ ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Configuration file (also LLAMBO_CONFIG).")
 ]
 Fusion = Annotated[
-    str, typer.Option(metavar="S", help="Have several nodes answer, and make one answer of theirs by this strategy.")
+    str,
+    typer.Option(
+        metavar="S",
+        help="Have several nodes answer, and make one answer of theirs: majority-vote, weighted-average, "
+        "confidence-weighted, quorum (also raft-consensus) or token-average; off for one node.",
+    ),
 ]
-FusionNodes = Annotated[int | None, typer.Option("--nodes", metavar="N", help="With --fusion: how many answer.")]
+FusionNodes = Annotated[
+    int | None, typer.Option("--nodes", metavar="N", help="With --fusion: how many answer, 2 to 64.")
+]
 MinConsensus = Annotated[int | None, typer.Option(metavar="N", help="With --fusion quorum: how many must agree.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 

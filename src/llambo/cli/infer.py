@@ -90,10 +90,13 @@ async def _ask(request: GenerateRequest, config: Config, model: str, *, as_json:
                     try:
                         completion = await oneshot.ask(door.generate, replace(request, model=name), ready, voted)
                     except NoQuorum:
-                        _tell_votes(request, casts)
+                        if not isinstance(writer, asking.JsonLines):  # which has told them
+                            _tell_votes(request, casts)
                         raise
     if as_json:
         common.print_json(completion.document())
+    if completion.done.fusion is not None:
+        asking.tell_outcome(completion.done.fusion)
 
 
 def _progress(request: GenerateRequest, casts: Sequence[VoteCast]) -> str:

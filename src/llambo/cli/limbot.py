@@ -197,18 +197,8 @@ async def _ask(wanted: Wanted, config: Config, *, as_json: bool) -> None:
                 text = await chat.ask(wanted.prompt)
                 if as_json and chat.last_done is not None:
                     common.print_json(Completion(text, chat.last_done).document())
-                _tell_outcome(chat)
-
-
-def _tell_outcome(chat: Chat) -> None:
-    """A dim line on the terminal below an answer that was voted on."""
-    import textwrap
-
-    if chat.last_done is not None and chat.last_done.fusion is not None and common.draws(sys.stderr):
-        from llambo.limbot import fusion
-
-        for line in textwrap.wrap(fusion.summary(chat.last_done.fusion), max(8, asking.error_columns() - 1)):
-            sys.stderr.write(f"\x1b[2m{line}\x1b[0m\n")
+                if chat.last_done is not None and chat.last_done.fusion is not None:
+                    asking.tell_outcome(chat.last_done.fusion)
 
 
 async def _chat(wanted: Wanted, config: Config) -> None:

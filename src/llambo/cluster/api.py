@@ -348,12 +348,14 @@ class Cluster:
     def _plan(self, request: GenerateRequest, wanted: FusionRequest, first: str) -> fusion_plan.Plan:
         """How a question is asked of several: a model that it names is asked alone, else every one that can answer.
 
-        Raises: `BadRequest`.
+        The first one is waited for, unless the type of node that is wanted is others' alone. Raises: `BadRequest`.
         """
         models = [first]
         if not request.model:
             ready = survey.answering_models(self._world, request.node_type)
-            models += [name for name in self._catalogue.entries if name in ready and name != first]
+            others = [name for name in self._catalogue.entries if name in ready and name != first]
+            is_in = first in ready or not request.node_type or not others
+            models = [first, *others] if is_in else others
         types = self._settings.cluster.node_types
         weights = {name: node_type.weight for name, node_type in types.items()}
         return fusion_plan.plan(wanted, models, self._settings.cognition, weights)

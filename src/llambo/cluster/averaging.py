@@ -164,7 +164,7 @@ class Averaging:
             else:
                 member.place = task.result()
                 node = self._runtime.orchestrator.world.nodes.get(member.place.node)
-                member.weight = self._plan.weights.get(node.type, 1.0) if node is not None else 1.0
+                member.weight = self._plan.weight_of(node.type) if node is not None else 1.0
 
     async def _prepare(self, member: _Member) -> None:
         assert member.place is not None

@@ -9,8 +9,9 @@ import re
 import unicodedata
 from collections import Counter
 
-CHARS = 16_384
-"""Answers are compared for likeness by so many of their first characters: the work grows with the square of voters."""
+CHARS, CHARS_OF_ALL = 16_384, 262_144
+"""Answers are compared for likeness by so many of their first characters, and by fewer where the answers are many: the
+work grows with the square of their number, and a character takes some hundred bytes."""
 _ORDERS = range(1, 7)  # of chrF: the lengths of its character sequences
 _BETA2 = 4.0  # of chrF: recall counts twice as much as precision
 
@@ -37,22 +38,25 @@ def _gap(character: str) -> str:
     return "" if character in "'\u2019" else " "
 
 
-class Grams:
-    """The character sequences of a text, counted by their length; without white space, and not beyond `CHARS`."""
+def chars_of(answers: int) -> int:
+    """How many of its first characters each of so many answers is compared by."""
+    return min(CHARS, CHARS_OF_ALL // answers)
 
-    def __init__(self, text: str) -> None:
-        bare = "".join(text[:CHARS].split())
+
+class Grams:
+    """The character sequences of a text's first `chars` characters, counted by their length; without white space."""
+
+    def __init__(self, text: str, chars: int = CHARS) -> None:
+        bare = "".join(text[:chars].split())
         self.counts = [Counter(bare[at : at + n] for at in range(len(bare) - n + 1)) for n in _ORDERS]
         self.sizes = [max(0, len(bare) - n + 1) for n in _ORDERS]
 
 
-def chrf(hypothesis: str, reference: str) -> float:
-    """How like the reference a text is, 0 to 1: the F-score of shared character sequences of length 1 to 6, beta 2."""
-    return both_ways(Grams(hypothesis), Grams(reference))[0]
-
-
 def both_ways(one: Grams, other: Grams) -> tuple[float, float]:
-    """chrF with `one` as hypothesis, and with `other` as it."""
+    """chrF with `one` as hypothesis and `other` as reference, and the other way round: each from 0 to 1.
+
+    It is the F-score of the character sequences of length 1 to 6 that both have, with beta 2.
+    """
     if not one.sizes[0] or not other.sizes[0]:
         same = float(one.sizes[0] == other.sizes[0])
         return same, same

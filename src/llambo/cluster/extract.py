@@ -12,12 +12,14 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from llambo.core.errors import BadRequest, EngineFailed
+from llambo.core.errors import BadRequest, EngineFailed, Overloaded
 
 PATIENCE_S = 30.0
 """How long the process may take for anything, on a machine that has no time for it; it bounds its own work."""
+MAX_PROCESSES = 64
+"""At once: each takes some 5 MiB, and a question that waits for its voters has one."""
 _MAX_LINE_BYTES = 64 * 2**20
 _CHILD = Path(__file__).with_name("extract_child.py")
 
@@ -25,8 +27,10 @@ _CHILD = Path(__file__).with_name("extract_child.py")
 class Extract:
     """One regular expression, for the block; "" gives every text whole, and needs no process.
 
-    Raises, on entering: `BadRequest` for what is no regular expression.
+    Raises, on entering: `BadRequest` for what is no regular expression, `Overloaded` where there are `MAX_PROCESSES`.
     """
+
+    _living: ClassVar[set[Extract]] = set()  # that have a process
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
@@ -36,21 +40,11 @@ class Extract:
     async def __aenter__(self) -> Self:
         if not self._pattern:
             return self
+        if len(self._living) >= MAX_PROCESSES:
+            raise Overloaded(f"{MAX_PROCESSES} questions with extract are being answered already; ask again later")
+        self._living.add(self)
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_CHILD)),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-                limit=_MAX_LINE_BYTES,
-            )
-        except OSError as error:
-            raise EngineFailed(f"no process could be started to search answers: {error.strerror}") from None
-        try:
-            answer = await self._ask(self._pattern)
-            if "error" in answer:
-                raise BadRequest(f"extract is no regular expression: {answer['error']}")
+            await self._begin()
         except BaseException:
             await self._end()
             raise
@@ -71,6 +65,22 @@ class Extract:
         found: str | None = (await self._ask(text))["found"]
         return found
 
+    async def _begin(self) -> None:
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", str(_CHILD)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+                limit=_MAX_LINE_BYTES,
+            )
+        except OSError as error:
+            raise EngineFailed(f"no process could be started to search answers: {error.strerror}") from None
+        answer = await self._ask(self._pattern)
+        if "error" in answer:
+            raise BadRequest(f"extract is no regular expression: {answer['error']}")
+
     async def _ask(self, text: str) -> dict[str, Any]:
         process = self._process
         assert process is not None
@@ -90,6 +100,7 @@ class Extract:
         return answer
 
     async def _end(self) -> None:
+        self._living.discard(self)
         process, self._process = self._process, None
         if process is None:
             return

@@ -60,7 +60,7 @@ class Voting:
             plan.asked,
             plan.need,
             is_ordered=request.sampling.seed is not None,
-            heaviest=max(plan.weights.values(), default=1.0),
+            heaviest=plan.heaviest,
         )
         self._tally: Tally = tally_for(rules)
         crowd = Crowd()
@@ -147,7 +147,7 @@ class Voting:
             self._tally.failed(voter.number)
         else:
             node = self._runtime.orchestrator.world.nodes.get(voter.done.node)
-            weight = self._plan.weights.get(node.type, 1.0) if node is not None else 1.0
+            weight = self._plan.weight_of(node.type) if node is not None else 1.0
             voter.ballot = Ballot(voter.number, await extract.of(voter.text), voter.logprob, weight)
             await asyncio.to_thread(self._tally.cast, voter.ballot)  # comparing long texts takes its time
         self.agreement = self._tally.agreement

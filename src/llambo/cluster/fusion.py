@@ -1,8 +1,9 @@
 """How one answer comes of several: the count of each strategy, and when it is settled.
 
 Pure: no clock, no chance, no I/O. A tally takes ballots as they come and says at any moment which answer leads, by how
-much, and whether what is still to come could change that. Asking the nodes is `fusing`'s; a text that several nodes
-write together, token by token, is `averaging`'s. docs/fusion.md names the papers.
+much, and whether what is still to come could change that. Sums are `math.fsum`'s, which hang on no order. Asking the
+nodes is `fusing`'s; a text that several nodes write together, token by token, is `averaging`'s. docs/fusion.md names
+the papers.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llambo.cluster.comparing import Grams, both_ways, normalised
+from llambo.cluster.comparing import Grams, both_ways, chars_of, normalised
 from llambo.core.errors import BadRequest
 from llambo.core.fusion import Strategy
+
+_LEAST_LOGPROB = -700.0
+"""Servers say -9999 for "hardly ever": its exponential is no number to divide by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ class _Standing:
     def rank(self) -> tuple[float, float, int]:
         """The highest leads: by weight, then by confidence, then by the lowest voter."""
         told = [ballot.logprob for ballot in self.ballots if ballot.logprob is not None]
-        confidence = sum(told) / len(told) if told else -math.inf
+        confidence = math.fsum(told) / len(told) if told else -math.inf
         return self.weight, confidence, -min(ballot.voter for ballot in self.ballots)
 
 
@@ -153,6 +157,11 @@ class _Counting:
 
 def _confidence(ballot: Ballot) -> float:
     return -math.inf if ballot.logprob is None else ballot.logprob
+
+
+def _share(logprob: float) -> float:
+    """The probability, above 0 and at most 1."""
+    return math.exp(min(0.0, max(_LEAST_LOGPROB, logprob)))
 
 
 class Votes(_Counting):
@@ -197,7 +206,7 @@ class Votes(_Counting):
             return 0.0
         if self._rules.strategy == "quorum":
             return len(standings[0].ballots) / self._rules.asked
-        return standings[0].weight / sum(map(self.weight_of, self._ballots)) * self._turnout
+        return standings[0].weight / math.fsum(map(self.weight_of, self._ballots)) * self._turnout
 
     @property
     def leading(self) -> int:
@@ -215,13 +224,13 @@ class Votes(_Counting):
         if not self._by_confidence:
             return 1.0
         if ballot.logprob is not None:
-            return math.exp(min(0.0, ballot.logprob))
-        told = [math.exp(min(0.0, other.logprob)) for other in self._ballots if other.logprob is not None]
-        return sum(told) / len(told) if told else 1.0
+            return _share(ballot.logprob)
+        told = [_share(other.logprob) for other in self._ballots if other.logprob is not None]
+        return math.fsum(told) / len(told) if told else 1.0
 
     def _standings(self) -> list[_Standing]:
         """The groups, the leading one first."""
-        standings = [_Standing(group, sum(map(self.weight_of, group))) for group in self._groups.values()]
+        standings = [_Standing(group, math.fsum(map(self.weight_of, group))) for group in self._groups.values()]
         return sorted(standings, key=lambda standing: standing.rank, reverse=True)
 
 
@@ -246,12 +255,13 @@ class Likeness(_Counting):
     def __init__(self, rules: Rules) -> None:
         super().__init__(rules)
         self._compared: dict[int, _Compared] = {}
+        self._chars = chars_of(rules.asked)
 
     def cast(self, ballot: Ballot) -> None:
         """See `Tally.cast`. Takes milliseconds for each pair of long answers."""
         self._over.add(ballot.voter)
         self._ballots.append(ballot)
-        new = _Compared(ballot, Grams(ballot.text or ""))
+        new = _Compared(ballot, Grams(ballot.text or "", self._chars))
         for number, known in self._compared.items():
             if ballot.text is None or known.ballot.text is None:
                 pair = (0.0, 0.0)
@@ -294,7 +304,7 @@ class Likeness(_Counting):
         likeness = self._compared[ballot.voter].likeness
         if not others:
             return 0.0 if ballot.text is None else 1.0
-        return sum(other.weight * likeness[other.voter] for other in others) / _weight(others)
+        return math.fsum(other.weight * likeness[other.voter] for other in others) / _weight(others)
 
     def _equals(self, ballot: Ballot) -> list[Ballot]:
         if ballot.text is None:
@@ -312,4 +322,4 @@ class Likeness(_Counting):
 
 
 def _weight(ballots: Iterable[Ballot]) -> float:
-    return sum(ballot.weight for ballot in ballots)
+    return math.fsum(ballot.weight for ballot in ballots)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from llambo.cluster.fusion import needed
@@ -31,16 +31,26 @@ class Plan:
         """How many voters there are."""
         return len(self.models)
 
+    def weight_of(self, node_type: str) -> float:
+        """What an answer of a node of that type counts for; 1 where the configuration does not know the type."""
+        return self.weights.get(node_type, 1.0)
+
+    @property
+    def heaviest(self) -> float:
+        """The most that any answer can count for."""
+        return max([1.0, *self.weights.values()])
+
 
 def plan(
     request: FusionRequest, models: Sequence[str], cognition: Cognition, weights: Mapping[str, float] | None = None
 ) -> Plan:
     """What the request and the configuration come to; the voters take turns through `models`.
 
-    Raises: `BadRequest` for a quorum of more than are asked.
+    Raises: `BadRequest` for a quorum of more than are asked, and for one that the configured strategy does not know.
     """
     asked = request.voters or cognition.n_nodes
     strategy = request.strategy or cognition.strategy
+    replace(request, strategy=strategy, voters=asked)  # which checks what only together can be wrong
     return Plan(
         strategy=strategy,
         models=tuple(models[voter % len(models)] for voter in range(asked)),

@@ -134,9 +134,7 @@ class Text:
     _held: list[_Piece] = field(default_factory=list)
     _ids: list[int] = field(default_factory=list)  # of a character that is not whole yet
     _logprob: float = 0.0
-    _decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
-    )
+    _decoder: codecs.IncrementalDecoder = field(default_factory=lambda: _UTF8("replace"))
 
     def take(self, token: Chosen) -> list[TokenEvent]:
         """What can be given out now that this token has come."""

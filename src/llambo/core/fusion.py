@@ -32,7 +32,7 @@ class FusionRequest:
     them must agree for a quorum, 0 for the configured number or else more than half. `extract` is a regular expression
     whose first group (or whole match) is what two answers are compared by, "" compares whole answers.
 
-    Raises: `BadRequest` for a number out of range.
+    Raises: `BadRequest` for a number out of range, and a consensus that the strategy does not look at.
     """
 
     strategy: Strategy | Literal[""] = ""
@@ -44,9 +44,25 @@ class FusionRequest:
         if not (self.voters == 0 or MIN_VOTERS <= self.voters <= MAX_VOTERS):
             raise BadRequest(f"fusion takes between {MIN_VOTERS} and {MAX_VOTERS} nodes, not {self.voters}")
         if not 0 <= self.min_consensus <= (self.voters or MAX_VOTERS):
-            raise BadRequest(f"min_consensus must be between 1 and the number of nodes asked, not {self.min_consensus}")
+            most = f"the {self.voters} nodes asked" if self.voters else str(MAX_VOTERS)
+            raise BadRequest(f"min_consensus must be between 1 and {most}, not {self.min_consensus}")
+        if self.min_consensus and self.strategy not in ("", "quorum"):
+            raise BadRequest(f"min_consensus goes with the strategy quorum; {self.strategy} takes none")
         if len(self.extract) > MAX_EXTRACT:
             raise BadRequest(f"extract has {len(self.extract)} characters and may have {MAX_EXTRACT}")
+
+
+def fusion_asked(
+    strategy: str | None, nodes: int | None, min_consensus: int | None, extract: str | None
+) -> FusionRequest:
+    """What somebody outside asks for; what is None, or a strategy "", is left to the configuration.
+
+    Raises: `BadRequest`, also for a number 0, which stands for the configured one in here alone.
+    """
+    for name, number in (("nodes", nodes), ("min_consensus", min_consensus)):
+        if number == 0:
+            raise BadRequest(f"{name} must be 1 at least; leave it out for the configured number")
+    return FusionRequest(strategy_named(strategy) if strategy else "", nodes or 0, min_consensus or 0, extract or "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -21,6 +23,7 @@ from llambo.dish.servers import File
 from llambo.dish.terminal import Terminal
 
 _STRATEGIES = (*STRATEGIES, *ALIASES)
+_FIELD = re.compile(r"([a-z_]+)=(?:('(?:[^']|'')*')|(\S*))")
 _OF_FUSION = ("min_consensus", "extract")
 """Options of `fusion` beside `SETTINGS`."""
 
@@ -120,6 +123,16 @@ async def _show(next_piece: Callable[[], Awaitable[bytes]], out: Sink) -> None:
             await shown.write(b"\n")
 
 
+def vote_row(line: str) -> str:
+    """A line of a tally in a person's words: who, how many of how many, how far they agree, and what was said."""
+    found: dict[str, str] = {}
+    for name, quoted, plain in _FIELD.findall(line):
+        found[name] = quoted[1:-1].replace("''", "'") if quoted else plain
+    far = f" ({found['answered']} of {found['asked']}, agreement {float(found['agreement']) * 100:.0f} %)"
+    said = f"failed: {found['error']}" if "error" in found else found["text"]
+    return f"{found['node']}{far}: {said}"
+
+
 class _Voting:
     """Votes as they come, and the answer below them; those that come when it has begun stand below it."""
 
@@ -128,7 +141,7 @@ class _Voting:
         self._stream = stream
         self._out = out
         self._has_votes = self._has_begun = False
-        self._late: list[bytes] = []
+        self._late: list[bytes] = []  # lines
 
     async def show(self) -> None:
         """Shows both. Raises: what the answer ends in, once every vote is shown."""
@@ -140,8 +153,8 @@ class _Voting:
             except LlamboError as found:
                 error = found
             await self._counting
-            for piece in self._late:
-                await self._out.write(piece)
+            for line in self._late:
+                await self._show_vote(line)
             if error is not None:
                 raise error
         finally:
@@ -149,12 +162,22 @@ class _Voting:
             await asyncio.wait([self._counting])
 
     async def _count(self) -> None:
+        rest = b""
         while piece := await self._tally.read():
             self._has_votes = True
-            if self._has_begun:
-                self._late.append(piece)
-            else:
-                await self._out.write(piece)
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                if self._has_begun:
+                    self._late.append(line)
+                else:
+                    await self._show_vote(line)
+
+    async def _show_vote(self, line: bytes) -> None:
+        """A line of the tally: its words for a person, itself for a program."""
+        if self._out.shows:
+            await self._out.prose().write(vote_row(line.decode("utf-8", "replace")).encode() + b"\n")
+        else:
+            await self._out.write(line + b"\n")
 
     async def _next_piece(self) -> bytes:
         piece = await self._stream.read()
@@ -186,6 +209,11 @@ async def fuse(context: Context) -> None:
     """`fusion [STRATEGY [N]] [NAME=VALUE…] PROMPT`."""
     words = list(context.words)
     how = ["fusion"]
+    if _is_misspelt(words):
+        known = ", ".join(_STRATEGIES)
+        raise BadRequest(
+            f"no fusion strategy is called {words[0]!r}; there are {known}; a prompt that begins so is quoted"
+        )
     if words and words[0] in _STRATEGIES:
         how.append(words.pop(0))
         if words and words[0].isascii() and words[0].isdigit():
@@ -197,6 +225,15 @@ async def fuse(context: Context) -> None:
         await session.fuse(" ".join(how), prompt, settings, context.out)
     finally:
         await session.hang_up()
+
+
+def _is_misspelt(words: list[str]) -> bool:
+    """Whether a strategy and its number were meant: a prompt that has both would be asked, and nobody would notice."""
+    if len(words) < 2 or words[0] in _STRATEGIES or not (words[1].isascii() and words[1].isdigit()):
+        return False
+    name = words[0].lower().replace("_", "-")
+    is_beginning = len(name) >= 4 and any(known.startswith(name) for known in _STRATEGIES)
+    return is_beginning or bool(difflib.get_close_matches(name, _STRATEGIES, cutoff=0.8))
 
 
 async def _question(context: Context, names: Collection[str] = SETTINGS) -> tuple[str, dict[str, str]]:
@@ -230,7 +267,8 @@ COMMANDS = (
     Command(
         "fusion",
         "fusion [STRATEGY [N]] [NAME=VALUE…] PROMPT",
-        f"asks N nodes, shows the answer of each, then the one they agree on; names also {' '.join(_OF_FUSION)}",
+        "asks N nodes, shows the answer of each, then the one they agree on; "
+        f"STRATEGY is {' '.join(STRATEGIES)}; names also {' '.join(_OF_FUSION)}",
         fuse,
         ("strategy", "option"),
     ),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
-from llambo.core.fusion import FusionRequest, Strategy, strategy_named
+from llambo.core.fusion import FusionRequest, fusion_asked
 
 
 class Wanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -19,5 +17,4 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
 
     def request(self) -> FusionRequest:
         """The same for the door. Raises: `BadRequest`."""
-        strategy: Strategy | Literal[""] = strategy_named(self.strategy) if self.strategy else ""
-        return FusionRequest(strategy, self.nodes or 0, self.min_consensus or 0, self.extract or "")
+        return fusion_asked(self.strategy, self.nodes, self.min_consensus, self.extract)

@@ -182,6 +182,8 @@ def _schema(fields: Fields) -> str:
             raise InvalidField(
                 "response_format must be text, json_object, or json_schema with a schema", "response_format"
             )
+    if format_ is not None and format_.type != "text" and _value(fields, "json_schema", Any) is not None:
+        raise InvalidField("response_format and json_schema both bound the answer; give one of them", "json_schema")
     text = bytes(schema).decode()
     return "" if text == "null" else text
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import textwrap
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from llambo.core.errors import BadRequest, LlamboError, NotFound, TooLarge
+from llambo.core.fusion import STRATEGIES
 from llambo.limbot import attachments, commands, fusion, settings, transfer
 from llambo.limbot.chat import Chat
 from llambo.limbot.conversation import estimate
@@ -152,7 +154,9 @@ async def set_parameter(chat: Chat, argument: str) -> None:
 async def set_fusion(chat: Chat, argument: str) -> None:
     """`/fusion`"""
     if not argument:
-        chat.screen.show([f"fusion is {fusion.described(chat.fusion)}"])
+        names = f"strategies are {', '.join(STRATEGIES)}"
+        also = textwrap.wrap(names, chat.screen.width, break_on_hyphens=False)
+        chat.screen.show([f"fusion is {fusion.described(chat.fusion)}", *also])
         return
     before, chat.fusion = chat.fusion, fusion.typed(argument)
     chat.screen.busy("getting ready · Ctrl-C stops")

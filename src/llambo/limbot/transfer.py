@@ -11,14 +11,17 @@ from pathlib import PurePath
 from typing import Any
 
 from llambo.core.errors import BadRequest
+from llambo.core.fusion_document import fusion_of
 from llambo.limbot.blocks import Blocks, Code
-from llambo.limbot.fusion import stored_summary
+from llambo.limbot.fusion import rows, stored_summary
 from llambo.limbot.records import Session, Turn
 
 FORMAT = "limbot"
 FORMAT_VERSION = 1
 _ROLES = ("system", "user", "assistant")
 _SESSION_MEMBERS = ("name", "system", "model", "sampling", "fusion", "created", "updated")
+VOTE_COLUMNS = 1000
+"""The most that a page has of a vote; JSON has the whole."""
 Stored = tuple[Session, list[Turn]]
 
 
@@ -44,12 +47,29 @@ def to_markdown(session: Session, turns: list[Turn]) -> str:
     if session.system:
         lines += ["## System", "", session.system, ""]
     for turn in turns:
-        who = {"user": "You", "assistant": "Answer", "system": "System"}[turn.role]
-        by = f" ({turn.model}{', interrupted' if turn.interrupted else ''})" if turn.role == "assistant" else ""
-        lines += [f"## {who}{by}", "", turn.text.strip("\n"), ""]
+        by = f" ({turn.model}{', interrupted' if _is_cut(turn) else ''})" if turn.role == "assistant" else ""
+        lines += [f"## {_who(turn)}{by}", ""]
+        lines += [turn.text.strip("\n"), ""] if turn.text else []
         outcome = stored_summary(turn.fusion)
         lines += [f"*{outcome}*", ""] if outcome else []
+        lines += [*(f"- {row}" for row in _votes(turn)), ""] if outcome and not turn.text else []
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _is_cut(turn: Turn) -> bool:
+    return turn.interrupted and bool(turn.text)
+
+
+def _who(turn: Turn) -> str:
+    """Whose turn it is; a vote without a quorum, for one, leaves no answer."""
+    if turn.role == "assistant" and turn.interrupted and not turn.text:
+        return "No answer"
+    return {"user": "You", "assistant": "Answer", "system": "System"}[turn.role]
+
+
+def _votes(turn: Turn) -> list[str]:
+    """A line for what each node said, where no answer could be made of it; `turn.fusion` is an outcome."""
+    return rows(fusion_of(turn.fusion), VOTE_COLUMNS)
 
 
 def to_text(session: Session, turns: list[Turn]) -> str:
@@ -58,8 +78,9 @@ def to_text(session: Session, turns: list[Turn]) -> str:
     said: list[str] = []
     for turn in turns:
         outcome = stored_summary(turn.fusion)
-        who = "You" if turn.role == "user" else f"Answer ({outcome})" if outcome else "Answer"
-        said.append(f"{who}: {turn.text.strip()}")
+        who = f"{_who(turn)} ({outcome})" if outcome else _who(turn)
+        votes = [f"  {row}" for row in _votes(turn)] if outcome and not turn.text else []
+        said.append("\n".join([f"{who}: {turn.text.strip()}".rstrip(), *votes]))
     return "\n\n".join([*head, *said]) + "\n"
 
 
