@@ -21,6 +21,7 @@ import uvloop
 from bench import ending
 from bench.harness import Report, model, percentile
 from llambo.cluster.api import Cluster
+from llambo.core.fusion import FusionRequest
 from llambo.core.types import Done, Event, GenerateRequest, ModelInfo, Sampling
 from llambo.limbot.chat import Chat
 from llambo.limbot.connection import Served
@@ -105,7 +106,7 @@ class _Direct:
         self._cluster = cluster
         self._served = Served("here", info.name, info.ctx)
 
-    async def ready(self, _model: str) -> Served:
+    async def ready(self, _model: str, _fusion: FusionRequest | None = None) -> Served:
         """Always there."""
         return self._served
 
