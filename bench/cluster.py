@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import uvloop
 
 from bench.chats import chats
 from bench.harness import MODELS, Report, interleave, model, percentile
@@ -103,13 +104,13 @@ async def _many(report: Report, count: int, ready_s: float) -> None:
 
 
 def hundred(report: Report) -> None:
-    """A hundred tiny nodes."""
-    asyncio.run(_many(report, 100, 5))
+    """A hundred tiny nodes, in the event loop that the daemon has."""
+    uvloop.run(_many(report, 100, 5))
 
 
 def thousand(report: Report) -> None:
-    """A thousand tiny nodes."""
-    asyncio.run(_many(report, 1000, 90))
+    """A thousand tiny nodes, in the event loop that the daemon has."""
+    uvloop.run(_many(report, 1000, 90))
 
 
 SCHEMA = (
