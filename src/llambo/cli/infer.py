@@ -91,7 +91,7 @@ async def _ask(request: GenerateRequest, config: Config, model: str, *, as_json:
                         completion = await oneshot.ask(door.generate, replace(request, model=name), ready, voted)
                     except NoQuorum:
                         if not isinstance(writer, asking.JsonLines):  # which has told them
-                            _tell_votes(request, casts)
+                            _tell_votes(casts)
                         raise
     if as_json:
         common.print_json(completion.document())
@@ -107,15 +107,14 @@ def _progress(request: GenerateRequest, casts: Sequence[VoteCast]) -> str:
     return fusion.progress(fusion.so_far(request.fusion, casts))
 
 
-def _tell_votes(request: GenerateRequest, casts: Sequence[VoteCast]) -> None:
+def _tell_votes(casts: Sequence[VoteCast]) -> None:
     """The votes that no answer could be made of, on standard error."""
     import sys
 
     from llambo.cli import asking
+    from llambo.core.tally import tally
     from llambo.limbot import fusion
 
-    if request.fusion is None or not casts:
-        return
-    told = fusion.so_far(request.fusion, casts)
+    told = tally(casts)
     name = "llamboctl: "
     sys.stderr.write("".join(f"{name}{row}\n" for row in fusion.rows(told, asking.error_columns() - len(name))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from llambo.core.errors import BadRequest
 from llambo.core.fusion import ALIASES, STRATEGIES, Fusion, FusionRequest, Vote, VoteCast, strategy_named
 from llambo.core.fusion_document import fusion_of
 from llambo.core.harmless import harmless
+from llambo.core.tally import tally
 
 OFF = "off"
 WORDS = (*STRATEGIES, *ALIASES, OFF)
@@ -84,8 +85,8 @@ def from_dict(values: dict[str, Any]) -> FusionRequest | None:
 
 def so_far(wanted: FusionRequest, casts: Sequence[VoteCast]) -> Fusion:
     """The votes that are cast, one at least, as an outcome has them."""
-    last, votes = casts[-1], tuple(cast.vote for cast in casts)
-    return Fusion(wanted.strategy or STRATEGIES[0], last.agreement, last.asked, last.answered, 0, votes)
+    told = tally(casts)  # which is one that is over: nobody else voted
+    return replace(told, strategy=wanted.strategy or told.strategy, cancelled=0)
 
 
 def summary(fusion: Fusion) -> str:
