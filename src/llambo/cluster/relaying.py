@@ -89,6 +89,7 @@ class Relaying:
             raise
         finally:
             await self._stack.aclose()
+            self._reply = None  # it knows us: we would be garbage that only a search for cycles finds
 
     async def pour(self, take: Take) -> bool:
         """See `RelayReply`; one task at a time."""

@@ -248,6 +248,7 @@ class ReplyStream(asyncio.Protocol):
             self._error = self._lost(f"does not answer: {error}" if error else "closed the connection")
         self.close()
         self._wake()
+        del self._parser  # it knows us: we would be garbage that only a search for cycles finds
 
     # --- the parser's side ----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ them by `Output`, from wherever it comes in.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -25,7 +26,7 @@ class Output:
     __slots__ = ("_clock", "_cycle", "_flow", "_write", "last_s")
 
     def __init__(self, cycle: RequestResponseCycle, clock: Callable[[], float]) -> None:
-        self._cycle = cycle
+        self._cycle = weakref.ref(cycle)  # its scope knows us, and it lives for as long as the application does
         self._flow = cycle.flow
         self._write = cycle.transport.write
         self._clock = clock
@@ -35,11 +36,11 @@ class Output:
     @property
     def has_room(self) -> bool:
         """Whether the client takes what it is sent."""
-        return not (self._flow.write_paused or self._cycle.disconnected)
+        return not (self._flow.write_paused or self._is_gone())
 
     def write(self, piece: bytes) -> bool:
         """Sends `piece`, which has at least one byte; whether there is room for more."""
-        if self._cycle.disconnected:
+        if self._is_gone():
             return False
         self.last_s = self._clock()
         self._write(b"%x\r\n%b\r\n" % (len(piece), piece))
@@ -48,5 +49,9 @@ class Output:
     async def room(self) -> None:
         """Returns once there is room for more. Raises: `ClientGone`."""
         await self._flow.drain()
-        if self._cycle.disconnected:
+        if self._is_gone():
             raise ClientGone
+
+    def _is_gone(self) -> bool:
+        cycle = self._cycle()
+        return cycle is None or cycle.disconnected

@@ -129,6 +129,7 @@ class Leash:
     ) -> None:
         self._is_over = True
         self._watch.cancel()
+        del self._watch  # it ends with an exception whose traceback knows us
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
