@@ -14,13 +14,14 @@ from pathlib import Path
 import psutil
 import xllamacpp
 
-from bench import bridge, chat, cluster, ending, engine, fusion, gateway, namespace, ninep, routing, start
+from bench import bridge, busy, chat, cluster, ending, engine, fusion, gateway, namespace, ninep, routing, start
 from bench.harness import Report
 
 PARTS = {
     **start.PARTS,
     **bridge.PARTS,
     **cluster.PARTS,
+    **busy.PARTS,
     **routing.PARTS,
     **ninep.PARTS,
     **namespace.PARTS,

@@ -35,7 +35,7 @@ from llambo.cluster.launch.rundir import LOGS_KEPT, RUN_PREFIX, NodeLogs, RunDir
 from llambo.core import paths
 from llambo.core.errors import BadModel, Cancelled, LlamboError, NameInUse, TimedOut
 from llambo.core.types import LoadOptions
-from llambo.engine import gguf, memory
+from llambo.engine import gguf, memory, policy
 from llambo.node import sandbox
 from llambo.node.spec import NodeSpec
 from tests.cluster.clusters import until
@@ -64,6 +64,9 @@ async def test_a_spawned_node_serves_on_a_socket_in_a_directory_of_its_own(
     assert Path(node.socket_path).is_socket()
     assert Path(node.socket_path).parent.stat().st_mode & 0o777 == 0o700
     assert os.getpgid(node.pid) == node.pid  # a process group per node
+    zygote = psutil.Process(node.pid).ppid()
+    assert os.getpgid(zygote) == zygote, "a terminal's signals do not reach it"
+    assert os.getsid(zygote) == os.getsid(0), "and it shares our scheduling group, in which niceness counts"
 
 
 async def post(node: NodeHandle, path: str, **body: Any) -> dict[str, Any]:
@@ -74,6 +77,20 @@ async def post(node: NodeHandle, path: str, **body: Any) -> dict[str, Any]:
         answer: dict[str, Any] = await response.json()
         assert response.status == 200, answer
         return answer
+
+
+async def test_a_node_that_is_one_of_many_is_nicer_than_who_started_it(
+    launcher: LocalLauncher, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "usable_cores", lambda: 1)
+    for number in range(1, 5):
+        node = await launcher.spawn(request_for(tiny_model, f"n{number}"), timeout_s=30)
+        added = policy.niceness_of(nodes=number, cores=1)
+        assert (added > 0) == (number > 2)
+        expected = os.nice(0) + added
+        threads = [os.getpriority(os.PRIO_PROCESS, thread.id) for thread in psutil.Process(node.pid).threads()]
+        assert threads == [expected] * len(threads)
+        assert len(threads) > 1
 
 
 async def test_a_node_says_what_it_is(launcher: LocalLauncher, tiny_model: Path) -> None:

@@ -17,7 +17,7 @@ from llambo.engine import calibrate, choices, gguf, measure, tune
 from llambo.engine.choices import Choice
 from llambo.engine.engines import Engines
 from llambo.engine.measure import NotMeasured
-from llambo.engine.policy import EnginePolicy, Shape, parse_cpus, share_of_threads, threads_of_type
+from llambo.engine.policy import EnginePolicy, Shape, niceness_of, parse_cpus, share_of_threads, threads_of_type
 from llambo.engine.processor import allowed_cores
 from llambo.engine.trial import Setting
 from llambo.engine.tune import Measured, Sample
@@ -107,6 +107,15 @@ def test_small_models_try_one_thread_first() -> None:
 def test_nodes_together_have_no_more_threads_than_there_are_cores(wanted: int, nodes: int, threads: int) -> None:
     assert share_of_threads(wanted, nodes=nodes, cores=8) == threads
     assert nodes == 1 or nodes > 8 or nodes * threads <= 8
+
+
+@pytest.mark.parametrize(
+    ("nodes", "niceness"), [(0, 0), (1, 0), (4, 0), (5, 1), (8, 4), (16, 7), (100, 15), (1000, 19), (10**6, 19)]
+)
+def test_many_nodes_weigh_as_much_as_a_few_processes(nodes: int, niceness: int) -> None:
+    assert niceness_of(nodes=nodes, cores=2) == niceness
+    weight_per_core = nodes / 2 / 1.25**niceness
+    assert weight_per_core <= 2.01 or niceness == 19
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Light: imported by every start, also where nothing was ever built. What follows 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,3 +134,19 @@ def share_of_threads(wanted: int, *, nodes: int, cores: int = 0) -> int:
     if nodes <= 1:
         return wanted
     return min(wanted or cores, max(1, cores // nodes))
+
+
+MOST_NICENESS = 19
+_WEIGHTS_PER_CORE = 2  # a core's nodes together take as much from others as so many ordinary processes
+_WEIGHT_STEP = 1.25  # from one niceness to the next, in Linux
+
+
+def niceness_of(*, nodes: int, cores: int = 0) -> int:
+    """The niceness of a node that is one of `nodes` on this machine: 0 for a few, more where many share a core.
+
+    A hundred nodes that compute at once would leave whoever relays their tokens a hundredth of the processor, and with
+    it seconds of waiting for its turn. Together they now weigh as much as a few ordinary processes, however many they
+    are, and so other programs lose no more to many nodes than to few.
+    """
+    share = nodes / (_WEIGHTS_PER_CORE * (cores or usable_cores()))
+    return min(MOST_NICENESS, math.ceil(math.log(max(1.0, share), _WEIGHT_STEP) - 1e-9))

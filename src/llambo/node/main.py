@@ -44,6 +44,7 @@ def run(
     """
     _die_with(parent_pid)
     os.setpgid(0, 0)  # a terminal's Ctrl-C is for whoever started us, not for us
+    os.nice(spec.niceness)  # before there are threads: in Linux each has its own
     os.chdir(spec.directory)
     Path(spec.slots_path).mkdir(mode=0o700)
     _redirect_output(spec.log_path)

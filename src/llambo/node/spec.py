@@ -37,7 +37,8 @@ class NodeSpec:
     `directory` is private to the node: its working directory, the home of its socket and of its slots' files.
     `embedding` and `reranking` nodes pool; `alias` is what the engine calls its model in replies, "" for its path.
     `batch` is how many tokens one pass computes, `cache_mib` the memory for idle conversations. `backend` is the
-    directory of a built CPU backend ("": the wheel's own), `cpus` the cores that it may run on (empty: all).
+    directory of a built CPU backend ("": the wheel's own), `cpus` the cores that it may run on (empty: all). `niceness`
+    is added to our own.
     """
 
     name: str
@@ -58,6 +59,7 @@ class NodeSpec:
     numa: str = ""
     cpus: tuple[int, ...] = ()
     threads_by_default: bool = True
+    niceness: int = 0
 
     @property
     def pools(self) -> bool:

@@ -35,7 +35,7 @@ from llambo.cluster.launch.rundir import NodeLogs, RunDir, read_tail
 from llambo.cluster.launch.zygote import ANSWER_S, ZygoteProcess, exit_reason
 from llambo.core.errors import BadModel, Cancelled, LlamboError, NameInUse, TimedOut
 from llambo.engine import memory
-from llambo.engine.policy import EngineHome
+from llambo.engine.policy import EngineHome, niceness_of
 from llambo.node.spec import NodeSpec
 
 log = logging.getLogger("llambo.launch.local")
@@ -257,6 +257,7 @@ class LocalLauncher:
             embedding=request.embedding,
             reranking=request.reranking,
             alias=request.model,
+            niceness=niceness_of(nodes=len(self._names)),
         )
         if plan is None:
             return dataclasses.replace(spec, batch=max(spec.batch, padded(spec.ctx))) if spec.pools else spec

@@ -93,14 +93,14 @@ class ZygoteProcess:
 
         Raises: `OSError`.
         """
-        # A session of its own: signals from a terminal reach us alone, and we end it in our own order.
+        # Not a session of its own: Linux may share the processor among sessions first (autogroups), and then a node's
+        # niceness counts for nothing against us.
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "llambo.node.zygote",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
             env=environment(os.environ, wait=wait, is_shared=llama.machine_is_shared()),
         )
         return cls(process, on_event=on_event, on_end=on_end)
