@@ -125,10 +125,12 @@ async def test_a_file_that_was_replaced_is_read_again(tmp_path: Path, tiny_model
     assert first.need != second.need
 
 
-async def test_a_small_model_computes_small_batches_and_an_embedding_its_whole_text(seven_billion: Path) -> None:
+async def test_one_of_many_nodes_computes_small_batches_and_an_embedding_its_whole_text(seven_billion: Path) -> None:
     large = NodeRequest("n1.1", str(seven_billion), LoadOptions(ctx=2048, slots=1))
-    plans = [await admission(GIB).plan(request) for request in (TINY, large, replace(large, embedding=True))]
-    assert [plan.batch if plan else 0 for plan in plans] == [128, 512, 2048]
+    alone = replace(TINY, options=LoadOptions(ctx=2048, slots=4))
+    requests = (TINY, alone, large, replace(large, embedding=True))
+    plans = [await admission(GIB).plan(request) for request in requests]
+    assert [plan.batch if plan else 0 for plan in plans] == [128, 512, 512, 2048]
 
 
 async def test_the_launcher_counts_its_own_nodes(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from llambo.engine.processor import this_processor
 MATMUL = Path("src/ggml-cpu/llamafile/sgemm.cpp")
 DOT = Path("src/ggml-cpu/arch/x86/quants.c")
 TILES = Path("src/ggml-cpu/amx/mmq.cpp")
+VECTORS = Path("src/ggml-cpu/vec.h")
+SUMS = Path("src/ggml-cpu/vec.cpp")
 _GEMM = """\
 #include "simd-mappings.h"
 int other;
@@ -24,6 +26,14 @@ int other;
 _DOT = f"""\
 {backend_patches._DOT_FUNCTION}float * s) {{
 {backend_patches._DOT_LOOP}"""
+
+_VECTORS = f"""\
+{backend_patches._REST_INCLUDE}
+    // scalar and leftovers
+{backend_patches._REST_MAD}    }}
+    // scalar and leftovers
+{backend_patches._REST_SCALE}    }}
+"""
 
 _TYPES = """
 #include <cmath>
@@ -98,6 +108,40 @@ int main(int, char ** words) {
     printf("%d %g\\n", done, std::fabs(found - expected) / size);
 }
 """
+# The numbers that each function says it has done, and the worst error of these; the others must be as they were.
+_CHECK_REST = """
+typedef uint16_t ggml_fp16_t;
+#include "f16_rest_avx512.h"
+static ggml_half packed(float value) {
+    int exponent;
+    const float fraction = std::frexp(std::fabs(value), &exponent);  // from 0.5 on, below 1
+    const int bits = ((exponent + 14) << 10) + int(std::nearbyint(fraction * 2048)) - 1024;
+    return ggml_half((value < 0 ? 1 << 15 : 0) + bits);
+}
+static float whole(ggml_half d) { return (d >> 15 ? -1 : 1) * half(d & 0x7fff); }
+static std::vector<ggml_half> some(int count) {
+    std::vector<ggml_half> made(count);
+    for (auto & one : made) one = packed((rand() % 4000 + 100) / 1000.0f * (rand() % 2 ? 1 : -1));
+    return made;
+}
+int main(int, char ** words) {
+    const int n = atoi(words[1]);
+    const float v = 1.75f;
+    auto x = some(n + 1), y = some(n + 1), sum = y, scaled = y;
+    double dot = 0.5, expected = 0.5, worst = 0;
+    const int done[] = {llambo_f16_dot(n, x.data(), y.data(), &dot), llambo_f16_mad(n, sum.data(), x.data(), v),
+                        llambo_f16_scale(n, scaled.data(), v)};
+    for (int i = 0; i < done[0]; ++i) expected += double(whole(x[i])) * whole(y[i]);
+    worst = std::fabs(dot - expected) / 1000;
+    for (int i = 0; i <= n; ++i) {
+        const float added = i < done[1] ? whole(x[i]) * v + whole(y[i]) : whole(y[i]);
+        const float times = i < done[2] ? whole(y[i]) * v : whole(y[i]);
+        worst = std::fmax(worst, std::fabs(whole(sum[i]) - added) / (std::fabs(added) + 0.01f));
+        worst = std::fmax(worst, std::fabs(whole(scaled[i]) - times) / std::fabs(times));
+    }
+    printf("%d %d %d %g\\n", done[0], done[1], done[2], worst);
+}
+"""
 _FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512cd", "-mavx512vnni", "-mfma", "-mf16c")
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
@@ -119,6 +163,12 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _compile(tmp_path_factory.mktemp("kernel"), _CHECK_GEMM, _FLAGS)
 
 
+@pytest.fixture(scope="session")
+def rest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that checks short vectors, compiled for AVX-512."""
+    return _compile(tmp_path_factory.mktemp("rest"), _CHECK_REST, _FLAGS)
+
+
 def _compile(directory: Path, code: str, flags: tuple[str, ...]) -> Path:
     source, program = directory / "check.cpp", directory / "check"
     source.write_text(_TYPES + code)
@@ -134,10 +184,12 @@ def _run(program: Path, *numbers: int) -> str:
 def test_a_source_that_looks_as_known_is_changed_and_the_changes_are_told(tmp_path: Path) -> None:
     tiles = _write(tmp_path, TILES, "    tc.rows[0] = 8;\n    _tile_loadconfig(&tc);\n")
     matmul, dot = _write(tmp_path, MATMUL, _GEMM), _write(tmp_path, DOT, _DOT)
+    vectors, sums = _write(tmp_path, VECTORS, _VECTORS), _write(tmp_path, SUMS, backend_patches._REST_DOT)
     assert backend_patches.apply(tmp_path) == (
         "the AMX unit's configuration is kept from the optimiser",
         "Q8_0 weights are multiplied with AVX-512",
         "Q8_0 weights are fetched ahead",
+        "short F16 vectors are computed with AVX-512",
     )
     lines = tiles.read_text().splitlines()
     assert "asm" in lines[1] and "memory" in lines[1] and lines[2] == "    _tile_loadconfig(&tc);"
@@ -149,6 +201,10 @@ def test_a_source_that_looks_as_known_is_changed_and_the_changes_are_told(tmp_pa
     assert text.index('#include "q8_0_dot.h"') < text.index("void ggml_vec_dot") < text.index("llambo_q8_0_dot(")
     assert text.index("llambo_q8_0_dot(") < text.index("// Main loop")
     assert dot.with_name(backend_patches.DOT.name).read_bytes() == backend_patches.DOT.read_bytes()
+    text = vectors.read_text()
+    assert text.index('#include "f16_rest_avx512.h"') < text.index("llambo_f16_mad(") < text.index("llambo_f16_scale(")
+    assert "int i = np + llambo_f16_dot(" in sums.read_text()
+    assert vectors.with_name(backend_patches.REST.name).read_bytes() == backend_patches.REST.read_bytes()
 
 
 @pytest.mark.parametrize("text", ["something else", _GEMM + _GEMM, _GEMM.partition("int other")[0]])
@@ -201,3 +257,17 @@ def test_the_product_with_one_token_takes_four_blocks_at_a_time_and_leaves_the_r
     for blocks in (0, 1, 3, 4, 7, 24, 65):
         done, error = _run(program, blocks).split()
         assert (int(done), float(error) < 1e-6) == (blocks // 4 * 4, True)
+
+
+@needs_compiler
+@needs_vnni
+@pytest.mark.parametrize("numbers", [0, 1, 15, 16, 17, 32, 48, 63, 80])
+def test_short_vectors_are_done_by_sixteens_and_the_rest_is_left(rest: Path, numbers: int) -> None:
+    *done, error = _run(rest, numbers).split()
+    assert done == [str(numbers // 16 * 16)] * 3
+    assert float(error) < 1e-3, "a half has eleven bits"
+
+
+@needs_compiler
+def test_without_avx_512_short_vectors_are_left(tmp_path: Path) -> None:
+    assert _run(_compile(tmp_path, _CHECK_REST, ()), 48) == "0 0 0 0"

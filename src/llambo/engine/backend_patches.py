@@ -1,4 +1,4 @@
-"""What is changed in the engine's own source before it is compiled: one fault mended, two routines added.
+"""What is changed in the engine's own source before it is compiled: one fault mended, some routines added.
 
 Owns those changes and the places that they go to. Each is made only where the source looks as it did when the change
 was written: another version of llama.cpp is compiled as it is, and is no worse than without us.
@@ -41,6 +41,24 @@ _DOT_LOOP = """\
 """
 _DOT_CALL = "    ib = llambo_q8_0_dot(nb, x, y, &acc);\n"
 
+REST = _KERNELS / "f16_rest_avx512.h"
+"""What is left of short F16 vectors, such as the keys and values of small attention heads."""
+_REST_HEADER = Path("src/ggml-cpu/vec.h")
+_REST_SOURCE = Path("src/ggml-cpu/vec.cpp")
+_REST_INCLUDE = '#include "ggml-cpu.h"\n'
+_REST_MAD = """\
+    for (int i = np; i < n; ++i) {
+        y[i] = GGML_CPU_FP32_TO_FP16(GGML_CPU_FP16_TO_FP32(y[i]) + GGML_CPU_FP16_TO_FP32(x[i])*v);
+"""
+_REST_SCALE = """\
+    for (int i = np; i < n; ++i) {
+        y[i] = GGML_CPU_FP32_TO_FP16(GGML_CPU_FP16_TO_FP32(y[i])*v);
+"""
+_REST_DOT = """\
+        for (int i = np; i < n; ++i) {
+            sumf += (ggml_float)(GGML_CPU_FP16_TO_FP32(x[i])*GGML_CPU_FP16_TO_FP32(y[i]));
+"""
+
 
 def apply(ggml: Path) -> tuple[str, ...]:
     """Changes the source below `ggml`; returns what was changed, in words.
@@ -51,6 +69,7 @@ def apply(ggml: Path) -> tuple[str, ...]:
         "the AMX unit's configuration is kept from the optimiser": _keep_tile_configuration,
         "Q8_0 weights are multiplied with AVX-512": _add_gemm,
         "Q8_0 weights are fetched ahead": _add_dot,
+        "short F16 vectors are computed with AVX-512": _add_rest,
     }
     return tuple(words for words, change in changes.items() if change(ggml))
 
@@ -70,6 +89,17 @@ def _add_dot(ggml: Path) -> bool:
     """Has our loop run first; llama.cpp's own does what is left, which is no more than three blocks of a row."""
     include = f'#include "{DOT.name}"\n\n{_DOT_FUNCTION}'
     return _add(DOT, ggml / _DOT_SOURCE, {_DOT_FUNCTION: include, _DOT_LOOP: _DOT_CALL + _DOT_LOOP})
+
+
+def _add_rest(ggml: Path) -> bool:
+    """Has our loops do what llama.cpp's own leave, before it does that number by number."""
+    changes = {
+        _REST_INCLUDE: f'{_REST_INCLUDE}#include "{REST.name}"\n',
+        _REST_MAD: _REST_MAD.replace("int i = np", "int i = np + llambo_f16_mad(n - np, y + np, x + np, v)"),
+        _REST_SCALE: _REST_SCALE.replace("int i = np", "int i = np + llambo_f16_scale(n - np, y + np, v)"),
+    }
+    dot = _REST_DOT.replace("int i = np", "int i = np + llambo_f16_dot(n - np, x + np, y + np, &sumf)")
+    return _add(REST, ggml / _REST_HEADER, changes) and _insert(ggml / _REST_SOURCE, {_REST_DOT: dot})
 
 
 def _add(kernel: Path, source: Path, replacements: dict[str, str]) -> bool:

@@ -56,7 +56,7 @@ def plain_setting(model: gguf.ModelFile, shape: Shape) -> Setting:
         ctx=CTX,
         slots=shape.slots,
         threads=threads,
-        batch=memory.batch_tokens(model, ctx=CTX),
+        batch=memory.batch_tokens(model, ctx=CTX, is_small=shape.is_small),
     )
 
 

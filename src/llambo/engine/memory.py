@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llambo.core.errors import NoMemory
 from llambo.engine.gguf import ModelFile
+from llambo.engine.policy import Shape
 
 KV_ELEMENT_BYTES = 2  # the KV cache is F16
 CTX_GRANULE = 256  # llama.cpp rounds a context up to this many tokens
@@ -73,7 +74,8 @@ def needed(model: ModelFile, *, ctx: int, slots: int, embedding: bool = False) -
     """
     tokens = _padded(ctx or model.ctx_train)
     per_token = sum(model.n_head_kv) * (model.key_length + model.value_length) * KV_ELEMENT_BYTES
-    batch = min(batch_tokens(model, ctx=tokens, embedding=embedding), tokens * slots)
+    is_small = Shape.of(ctx=tokens, slots=slots, threads=0).is_small
+    batch = min(batch_tokens(model, ctx=tokens, is_small=is_small, embedding=embedding), tokens * slots)
     activations = batch * 4 * ACTIVATIONS * (model.n_embd + model.n_ff)
     compute = activations + batch * 2 * tokens + slots * 4 * model.n_vocab
     compute += PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * model.n_vocab
@@ -81,14 +83,15 @@ def needed(model: ModelFile, *, ctx: int, slots: int, embedding: bool = False) -
     return MemoryNeed(model.tensor_bytes, per_token * tokens * slots, compute, copied)
 
 
-def batch_tokens(model: ModelFile, *, ctx: int, embedding: bool = False) -> int:
-    """How many tokens a node should compute in one pass: fewer for a small model, whose buffers would outweigh it.
+def batch_tokens(model: ModelFile, *, ctx: int, is_small: bool, embedding: bool = False) -> int:
+    """How many tokens a node should compute in one pass.
 
-    An embedding takes its whole text at once: as many as the context of a slot, `ctx`.
+    Fewer for a small model in a node that `is_small`, one of many: its buffers would outweigh both. An embedding takes
+    its whole text at once: as many as the context of a slot, `ctx`.
     """
     if embedding:
         return max(BATCH_TOKENS, ctx)
-    return SMALL_BATCH_TOKENS if model.tensor_bytes < SMALL_MODEL_BYTES else BATCH_TOKENS
+    return SMALL_BATCH_TOKENS if is_small and model.tensor_bytes < SMALL_MODEL_BYTES else BATCH_TOKENS
 
 
 def _is_rearranged(quant: str) -> bool:

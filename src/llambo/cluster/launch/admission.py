@@ -16,6 +16,7 @@ from llambo.core.errors import BadModel
 from llambo.engine import gguf, memory
 from llambo.engine.gguf import ModelFile
 from llambo.engine.memory import MemoryNeed
+from llambo.engine.policy import Shape
 
 _HEADERS_KEPT = 64
 
@@ -58,7 +59,8 @@ class Admission:
         pools = request.embedding or request.reranking
         need = memory.needed(model, ctx=ctx, slots=slots, embedding=pools)
         real = engine_ctx(ctx, model.ctx_train)
-        batch = memory.batch_tokens(model, ctx=real, embedding=pools)
+        is_small = Shape.of(ctx=real, slots=slots, threads=0).is_small
+        batch = memory.batch_tokens(model, ctx=real, is_small=is_small, embedding=pools)
         return Plan(model.path, need, batch, model.has_chat_template, real)
 
     async def room_for(self, request: NodeRequest) -> int | None:
