@@ -32,7 +32,7 @@ from llambo.core.types import LoadOptions
 from llambo.engine import gguf, llama
 
 _START_S = 120.0
-_STOP_S = 60.0
+_CONTROL = (sys.executable, "-c", "import llambo.cli.llamboctl as m; m.main()")
 
 EVENTS = (
     b"GET /ws/events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -82,38 +82,28 @@ def daemon(
         for name, values in ({"orchestrator": {"min_nodes": nodes}} | sections).items():
             settings[name] = settings.get(name, {}) | values
         (home / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML too
-        running = None
-        try:
-            with ending.whole():
-                facts = json.loads(_ctl(home, "init", "--config", str(home / "config.yaml"), "--json"))
-                running = Daemon(psutil.Process(facts["pid"]), Target("localhost", 0, f"{home}/gateway.sock"), home)
+        # In the foreground, and so in our session as what it is compared with: Linux may share the processor among
+        # sessions first (autogroups), and a program that has one to itself would be another world.
+        start = [*_CONTROL, "init", "--foreground", "--json", "--config", str(home / "config.yaml")]
+        with ending.process(start, stdout=subprocess.PIPE, env=_environment(home)) as process:
+            assert process.stdout is not None
+            if not (said := process.stdout.readline()):
+                raise SystemExit(f"llamboctl init ended with status {process.wait()}")
+            daemon_process = psutil.Process(json.loads(said)["pid"])
+            running = Daemon(daemon_process, Target("localhost", 0, f"{home}/gateway.sock"), home)
             for url in attach:
                 running.ask("attach", url)
             yield running
-        finally:
-            if running is not None:
-                _end(running.process)
 
 
-def _end(process: psutil.Process) -> None:
-    """Stops a daemon, which takes its nodes along; one that does not stop is killed."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except psutil.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _environment(home: Path) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMBO_")}
+    return environment | {"LLAMBO_HOME": str(home)}
 
 
 def _ctl(home: Path, *arguments: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMBO_")}
     done = subprocess.run(
-        [sys.executable, "-c", "import llambo.cli.llamboctl as m; m.main()", *arguments],
-        env=environment | {"LLAMBO_HOME": str(home)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
+        [*_CONTROL, *arguments], env=_environment(home), stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"llamboctl {' '.join(arguments)} ended with status {done.returncode}")
