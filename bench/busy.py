@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import ending
-from bench.harness import Report, percentile
+from bench.harness import LLAMBOCTL, Report, percentile
 from llambo.ninep.blocking import Client
 
 NODES, STREAMS, REQUESTS, TOKENS, ROUNDS = 1000, 100, 1000, 24, 3
 BETWEEN_LOOKS_S = 0.02
-_COMMAND = [sys.executable, "-c", "import llambo.cli.llamboctl as m; m.main()"]
 
 
 @contextmanager
@@ -32,7 +31,7 @@ def _daemon(home: Path) -> Iterator[dict[str, str]]:
     environment = os.environ | {"LLAMBO_HOME": str(home), "LLAMBO_GATEWAY_LISTEN": f"unix!{home}/gateway.sock"}
 
     def control(*arguments: str) -> None:
-        subprocess.run([*_COMMAND, *arguments], env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*LLAMBOCTL, *arguments], env=environment, check=True, stdout=subprocess.DEVNULL)
 
     try:
         with ending.whole():

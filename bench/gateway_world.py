@@ -12,7 +12,6 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 import psutil
 
 from bench import ending
-from bench.harness import MODELS
+from bench.harness import LLAMBOCTL, MODELS
 from bench.load import Target, Workload
 from llambo.cluster.launch.base import UNIX, NodeRequest
 from llambo.cluster.launch.local import LocalLauncher
@@ -32,7 +31,6 @@ from llambo.core.types import LoadOptions
 from llambo.engine import gguf, llama
 
 _START_S = 120.0
-_CONTROL = (sys.executable, "-c", "import llambo.cli.llamboctl as m; m.main()")
 
 EVENTS = (
     b"GET /ws/events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -84,7 +82,7 @@ def daemon(
         (home / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML too
         # In the foreground, and so in our session as what it is compared with: Linux may share the processor among
         # sessions first (autogroups), and a program that has one to itself would be another world.
-        start = [*_CONTROL, "init", "--foreground", "--json", "--config", str(home / "config.yaml")]
+        start = [*LLAMBOCTL, "init", "--foreground", "--json", "--config", str(home / "config.yaml")]
         with ending.process(start, stdout=subprocess.PIPE, env=_environment(home)) as process:
             assert process.stdout is not None
             if not (said := process.stdout.readline()):
@@ -103,7 +101,7 @@ def _environment(home: Path) -> dict[str, str]:
 
 def _ctl(home: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [*_CONTROL, *arguments], env=_environment(home), stdout=subprocess.PIPE, text=True, check=False
+        [*LLAMBOCTL, *arguments], env=_environment(home), stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"llamboctl {' '.join(arguments)} ended with status {done.returncode}")

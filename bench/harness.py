@@ -19,6 +19,8 @@ from pathlib import Path
 from bench import ending, make_model
 
 MODELS = Path(tempfile.gettempdir()) / "llambo-bench"
+LLAMBOCTL = (sys.executable, "-c", "import llambo.cli.llamboctl as m; m.main()")
+"""The command, with this interpreter; its arguments follow."""
 
 
 @dataclass
