@@ -167,7 +167,6 @@ def _raise_file_limit() -> None:
 
 def main() -> int:
     """The process's entry: `python -m llambo.node.zygote`, started by a launcher and by nobody else."""
-    os.setpgid(0, 0)  # a terminal's signals reach the launcher alone, which ends us in its own order
     try:
         llama.load_library()
     except ImportError as error:

@@ -93,14 +93,16 @@ class ZygoteProcess:
 
         Raises: `OSError`.
         """
-        # Not a session of its own: Linux may share the processor among sessions first (autogroups), and then a node's
-        # niceness counts for nothing against us.
+        # A process group of its own: signals from a terminal reach us alone, and we end it in our own order. Not a
+        # session: Linux may share the processor among these first (autogroups), and then a node's niceness counts for
+        # nothing against us. uvloop does not know `process_group`.
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "llambo.node.zygote",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            preexec_fn=os.setpgrp,
             env=environment(os.environ, wait=wait, is_shared=llama.machine_is_shared()),
         )
         return cls(process, on_event=on_event, on_end=on_end)
