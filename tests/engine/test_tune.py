@@ -109,6 +109,13 @@ def test_nodes_together_have_no_more_threads_than_there_are_cores(wanted: int, n
     assert nodes == 1 or nodes > 8 or nodes * threads <= 8
 
 
+def test_every_backend_is_tried_with_every_number_of_threads() -> None:
+    plain = Setting("m.gguf", threads=1)
+    found = {(one.backend, one.threads) for one in tune.rivals(plain, ["/a", "/b"], (1, 4))}
+    assert found - {("", 1)} == {("", 4), ("/a", 1), ("/a", 4), ("/b", 1), ("/b", 4)}
+    assert {(one.backend, one.threads) for one in tune.rivals(plain, ["/a"], ())} == {("/a", 1)}
+
+
 @pytest.mark.parametrize(
     ("nodes", "niceness"), [(0, 0), (1, 0), (4, 0), (5, 1), (8, 4), (16, 7), (100, 15), (1000, 19), (10**6, 19)]
 )

@@ -72,7 +72,8 @@ def calibrate(
 ) -> Choice:
     """Finds the best way to open the model, within about `limit_s` seconds.
 
-    First the backends compete, then numbers of threads, and when it is to be `thorough`, flash attention and batches.
+    First the backends compete, for a small model with each number of threads; when it is to be `thorough`, then numbers
+    of threads, flash attention and batches.
 
     Raises: `NotMeasured`, `BadModel`, `LlamboError`.
     """
@@ -82,9 +83,8 @@ def calibrate(
     plain = plain_setting(model, shape)
     is_small_model = model.tensor_bytes < llama.SINGLE_THREAD_BYTES
     counts = tune.thread_counts(shape.threads, is_small_model=is_small_model) if busy_share() < BUSY_SHARE else ()
-    first = [replace(plain, backend=str(one.directory)) for one in backends]
-    if is_small_model:  # one thread is the rule of thumb for these, and a wrong one costs most
-        first += [replace(plain, threads=n) for n in counts]
+    # One thread is the rule of thumb for a small model, and a wrong one costs most: its race is about both at once.
+    first = tune.rivals(plain, [str(one.directory) for one in backends], counts if is_small_model else ())
     tell(f"{len(backends)} backends")
     race = Race(model.n_vocab, is_small=shape.is_small, niceness=niceness)
     best = race.run(plain, first, until=_share(deadline, 2 if thorough else 1))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llambo.engine.trial import Setting
 
@@ -103,6 +103,15 @@ def _memory_price(plain: Measured, other: Measured) -> float:
     if not plain.private_bytes or other.private_bytes - plain.private_bytes <= FREE_BYTES:
         return 1.0
     return other.private_bytes / plain.private_bytes
+
+
+def rivals(plain: Setting, backends: Sequence[str], counts: Sequence[int]) -> list[Setting]:
+    """Every backend with the plain number of threads, and every backend and the plain wheel with each of `counts`.
+
+    A backend that is quicker leaves less to share out: which of two counts is better may differ between backends.
+    """
+    alike = [replace(plain, backend=one) for one in backends]
+    return [*alike, *(replace(one, threads=count) for one in (plain, *alike) for count in counts)]
 
 
 def thread_counts(most: int, *, is_small_model: bool) -> tuple[int, ...]:
