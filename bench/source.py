@@ -60,7 +60,8 @@ class _Connection(asyncio.Protocol):
         self._path = ""
         self._body = bytearray()
         self._transport: asyncio.Transport | None = None
-        self._left = 0
+        self._left = 0  # tokens
+        self._is_answering = False  # the end comes after the last token
         self._pace_s = 0.0
         self._next_s = 0.0
         self._timer: asyncio.Handle | None = None
@@ -83,7 +84,7 @@ class _Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Called by asyncio."""
         self._may_write = True
-        if self._left and self._timer is None:
+        if self._is_answering and self._timer is None:
             self._pump()
 
     def data_received(self, data: bytes) -> None:
@@ -111,6 +112,7 @@ class _Connection(asyncio.Protocol):
         tokens = asked.max_tokens if asked.n_predict is None else asked.n_predict
         if path in _STREAMS and asked.stream:
             self._left, self._pace_s = tokens, asked.pace_ms / 1e3
+            self._is_answering = True
             self._next_s = asyncio.get_running_loop().time()
             self._write(_HEAD + _ROLE)
             self._pump()
@@ -150,6 +152,7 @@ class _Connection(asyncio.Protocol):
         if not self._may_write:
             return  # `resume_writing` goes on
         if not self._left:
+            self._is_answering = False
             self._write(_END)
             return
         self._left -= 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
+from bench import source
 from bench.load import Span, Target, Workload, run
 from bench.source import MODEL, source_process
 from llambo.cluster.launch.attach import AttachLauncher
@@ -28,3 +31,23 @@ async def test_it_can_be_attached_as_a_llama_server(tmp_path: Path) -> None:
         handle = await launcher.spawn(NodeRequest("n1", "", LoadOptions(), url=url), timeout_s=10)
         await launcher.close()
     assert (handle.model, handle.slots, GENERATE in handle.features) == (MODEL, 5, True)
+
+
+async def test_a_reader_that_is_behind_at_the_last_token_still_gets_the_end() -> None:
+    written: list[bytes] = []
+    connection = source._Connection(1)
+
+    class Reader(asyncio.Transport):
+        def write(self, data: Any) -> None:
+            written.append(data)
+            if data == source._TOKEN:
+                connection.pause_writing()
+
+    connection.connection_made(Reader())
+    body = b'{"stream": true, "max_tokens": 1}'
+    head = b"POST /completion HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+    connection.data_received(head + body)
+    await asyncio.sleep(0)
+    assert written[-1] == source._TOKEN
+    connection.resume_writing()
+    assert written[-1] == source._END
