@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -147,3 +148,10 @@ async def ask(
         return await read_reply(reader)
     finally:
         writer.close()
+
+
+async def ends(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the server hangs up."""
+    with contextlib.suppress(ConnectionResetError):
+        return await asyncio.wait_for(reader.read(), 10)
+    return b""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trustme
-from http_servers import Told, ask, connect, header, read_reply, serving
+from http_servers import Told, ask, connect, ends, header, read_reply, serving
 from websockets.asyncio.client import connect as ws_connect
 from websockets.exceptions import ConnectionClosed
 
@@ -20,13 +20,6 @@ from llambo.core.errors import BadConfig, NameInUse, Refused
 from llambo.core.tokens import TokenStore
 
 CHUNK = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-
-
-async def ends(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the server hangs up."""
-    with contextlib.suppress(ConnectionResetError):
-        return await asyncio.wait_for(reader.read(), 10)
-    return b""
 
 
 async def test_it_serves_tcp_and_a_unix_socket_at_once_and_leaves_nothing(tmp_path: Path) -> None:

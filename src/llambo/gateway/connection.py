@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
+from llambo.gateway.cork import Cork
 from llambo.gateway.errors import Failure, dialect_of
 from llambo.gateway.output import EXTENSION, Output
 from llambo.gateway.unread import Unread
@@ -59,6 +60,7 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._unread: Unread  # once there is a transport
+        self._cork: Cork
         self._failure: Failure | None = None
         self._is_refused = False
         self._is_handed_over = False  # a WebSocket has it
@@ -79,6 +81,7 @@ class Connection(HttpToolsProtocol):
         """Counts the connection in, and begins to wait for its first header."""
         super().connection_made(transport)
         self._unread = Unread(transport, self._limits.write_timeout_s)
+        self._cork = Cork(transport, self.loop)
         if len(self.connections) > self._limits.max_connections:
             text = f"the gateway has {self._limits.max_connections} connections, and takes no more; try again later"
             self._refuse(Failure(503, "overloaded", text, retry_after_s=1))
@@ -132,6 +135,11 @@ class Connection(HttpToolsProtocol):
                 lines.append(name + b": " + value)
         self.parser = httptools.HttpRequestParser(self)
         self._parse(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        self._cork.flush()
+        super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets the connection."""
@@ -202,6 +210,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if not self.parser.should_upgrade():
             # The task that answers has been made, and has not begun.
+            self.cycle.transport = self._cork  # type: ignore[assignment]  # as much of it as an answer uses
             self.scope["extensions"] = {EXTENSION: Output(self.cycle, self.loop.time)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
@@ -253,6 +262,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, failure: Failure) -> None:
         """Answers with `failure` where nothing is being answered, and ends the connection."""
         self._stop_timer()
+        self._cork.flush()
         self._is_refused = True
         self._body_bytes = 0
         cycle = self.cycle
