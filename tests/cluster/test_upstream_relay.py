@@ -14,6 +14,7 @@ import pytest
 
 from llambo.cluster.launch.base import TOKEN_IDS, NodeHandle
 from llambo.cluster.relay_counts import Counts, counts_of_body, counts_of_events, has_ended, is_last
+from llambo.cluster.transcript import parsed
 from llambo.cluster.upstream import Upstream, open_upstream
 from llambo.cluster.upstream_relay import NodeReply, NotThere, RelayCall
 from llambo.core.errors import BadRequest, EngineFailed, LlamboError, NodeLost
@@ -474,7 +475,7 @@ async def test_time_that_the_reader_spends_elsewhere_is_no_stall_of_the_node(tmp
     ],
 )
 def test_the_end_of_a_stream_is_known_in_every_dialect(event: bytes, ends: bool, last: bool) -> None:
-    assert (has_ended([event]), is_last(event)) == (ends, last)
+    assert (has_ended([parsed(event)]), is_last(parsed(event))) == (ends, last)
 
 
 def test_counts_come_from_timings_or_usage_and_bad_ones_are_none() -> None:
@@ -484,7 +485,7 @@ def test_counts_come_from_timings_or_usage_and_bad_ones_are_none() -> None:
     assert counts_of_body(usage) == Counts(4, 12, 3)
     start = b'data: {"type":"message_start","message":{"usage":{"cache_read_input_tokens":11,"input_tokens":1}}}\n\n'
     end = b'data: {"type":"message_delta","usage":{"output_tokens":4}}\n\n'
-    assert counts_of_events([start, end, b"data: [DONE]\n\n"]) == Counts(4, 12, 11)
+    assert counts_of_events(map(parsed, [start, end, b"data: [DONE]\n\n"])) == Counts(4, 12, 11)
     for bad in (
         b"",
         b"[]",

@@ -1,7 +1,7 @@
 """What a relayed reply says of itself: whether it is whole, and what the node counted.
 
-Pure: reads the last events of a stream, or a body, in the dialects of OpenAI, Anthropic and llama-server. A count that
-is not told is 0.
+Pure: reads the last events of a stream, each as `transcript.parsed` gives it, or a body, in the dialects of OpenAI,
+Anthropic and llama-server. A count that is not told is 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from llambo.cluster.transcript import parsed
 from llambo.cluster.upstream_json import MALFORMED, count
 
 _LAST_TYPES = frozenset({"message_stop", "response.completed", "response.incomplete", "response.failed"})
@@ -28,17 +27,16 @@ class Counts:
     decode_s: float = 0.0
 
 
-def is_last(event: bytes) -> bool:
+def is_last(event: Any) -> bool:
     """Whether nothing can come after `event`."""
-    value = parsed(event)
-    if not isinstance(value, dict):
-        return bool(value == b"[DONE]")
-    return value.get("type") in _LAST_TYPES or (value.get("stop") is True and not value.get("index"))
+    if not isinstance(event, dict):
+        return bool(event == b"[DONE]")
+    return event.get("type") in _LAST_TYPES or (event.get("stop") is True and not event.get("index"))
 
 
-def has_ended(tail: Iterable[bytes]) -> bool:
+def has_ended(tail: Iterable[Any]) -> bool:
     """Whether a stream with these last events is whole, now that its server has closed it."""
-    return any(is_last(event) or _has_reason(parsed(event)) for event in tail)
+    return any(is_last(event) or _has_reason(event) for event in tail)
 
 
 def _has_reason(value: Any) -> bool:
@@ -46,11 +44,11 @@ def _has_reason(value: Any) -> bool:
     return isinstance(choices, list) and any(isinstance(c, dict) and c.get("finish_reason") for c in choices)
 
 
-def counts_of_events(events: Iterable[bytes]) -> Counts:
+def counts_of_events(events: Iterable[Any]) -> Counts:
     """The counts that these events of a stream tell."""
     counts = Counts()
     for event in events:
-        counts = _with(counts, parsed(event))
+        counts = _with(counts, event)
     return counts
 
 

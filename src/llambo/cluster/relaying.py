@@ -26,7 +26,7 @@ from llambo.cluster.relay_counts import Counts, counts_of_body, counts_of_events
 from llambo.cluster.runtime import Runtime
 from llambo.cluster.state import EMBED, GENERATE, RERANK, Route
 from llambo.cluster.tickets import Place, Ticket
-from llambo.cluster.transcript import END, Transcript
+from llambo.cluster.transcript import END, Transcript, parsed
 from llambo.cluster.upstream_relay import NodeReply, NotThere, RelayCall
 from llambo.cluster.world import serves
 from llambo.core.errors import BadRequest, EngineFailed, LlamboError, NodeLost, PromptTooLong
@@ -225,17 +225,17 @@ class Relaying:
 
     def _end_stream(self, ticket: Ticket) -> None:
         """The node closed its answer. Raises: `NodeLost` where that was too early, `Diverged`."""
-        tail = self.transcript.tail(_TAIL)
+        tail = [parsed(event) for event in self.transcript.tail(_TAIL)]
         if not has_ended(tail):
             raise NodeLost(f"node {self.node} ended its answer early")
         self.transcript.end()
-        self.counts = counts_of_events([*self.transcript.head(1), *tail])
+        self.counts = counts_of_events([*map(parsed, self.transcript.head(1)), *tail])
         self._finish(ticket)
 
     def _is_over(self, ticket: Ticket) -> bool:
         """Whether a node that is lost had given its answer's very last event."""
         tail = self.transcript.tail(1)
-        if not tail or self.transcript.is_replaying or not is_last(tail[0]):
+        if not tail or self.transcript.is_replaying or not is_last(parsed(tail[0])):
             return False
         self._end_stream(ticket)
         return True

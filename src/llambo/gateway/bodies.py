@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any
 
 import msgspec
@@ -92,7 +93,7 @@ def decode(body: bytes) -> dict[str, msgspec.Raw]:
         body.decode()
         if _nesting_is_over(body, MAX_NESTING):
             raise BadRequest(f"the body is nested more than {MAX_NESTING} deep")
-        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        return _decode_members(body)
     except UnicodeDecodeError as error:
         raise BadRequest(f"the body is not valid UTF-8 (byte {error.start})") from None
     except RecursionError:
@@ -103,6 +104,7 @@ def decode(body: bytes) -> dict[str, msgspec.Raw]:
         raise BadRequest(f"the body is not JSON: {error}") from None
 
 
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -151,10 +153,16 @@ def _session(name: str) -> str:
 # --- members that are checked here ------------------------------------------------------------------------------------
 
 
+@cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    """Made once for each type: making one takes longer than a member does."""
+    return msgspec.json.Decoder(kind)
+
+
 def decoded(name: str, raw: msgspec.Raw, kind: Any) -> Any:
     """The member `name` as a value of `kind`. Raises: `InvalidField`."""
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return _decoder(kind).decode(raw)
     except msgspec.ValidationError as error:
         raise InvalidField(f"{name} is of the wrong type: {error}", name) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
