@@ -13,6 +13,7 @@ from functools import cache
 from training import wording
 from training.settings import CORPUS_DIR
 
+_REPEATED = string.ascii_lowercase + "....!!??00"
 _VOWELS, _CONSONANTS = "aeiouy", "bcdfghjklmnprstvwz"
 _SCRIPTS = ((0x0410, 0x044F), (0x4E00, 0x4FFF), (0x3041, 0x3096), (0x0621, 0x064A),
             (0x05D0, 0x05EA), (0x0391, 0x03C9), (0x0905, 0x0939), (0xAC00, 0xAD00),
@@ -81,7 +82,7 @@ def nonsense(rng: random.Random) -> str:
             letters = string.ascii_lowercase + rng.choice(("", string.digits, "  "))
             return "".join(rng.choice(letters) for _ in range(rng.randint(2, 40))).strip() or "x"
         case 3:
-            unit = rng.choice((made_up(rng), rng.choice(lists()["things"]), rng.choice("axz.!?0")))
+            unit = rng.choice((made_up(rng), rng.choice(lists()["things"]), rng.choice(_REPEATED)))
             gap = rng.choice(("", " "))
             return gap.join([unit] * rng.randint(3, 60))
         case 4:
