@@ -8,7 +8,7 @@ usage() {
 usage: ./deploy.sh COMMAND [ARGUMENT…]
 
   set-up [run|test|check]   make .venv ready: to run (default), to test, to test and check
-  test [PYTEST ARGUMENT…]   run the tests
+  test [PYTEST ARGUMENT…]   run the tests; without arguments all of them, several at a time
   check                     run the linters, the type checker and the import contracts
   deploy-local              start a bridge with the built-in model, ask it a question, say how to go on
   start-bridge [OPTION…]    start the bridge in the background (llamboctl bridge start)
@@ -40,6 +40,8 @@ bin=$root/.venv/bin
 run_tests() {
     set_up test
     cd "$root"
+    # Most tests wait for processes that they have started. The tests of a file stay with one worker.
+    [ $# -gt 0 ] || set -- -n logical --maxprocesses 4 --dist loadfile
     exec "$bin/python" -m pytest "$@"
 }
 
