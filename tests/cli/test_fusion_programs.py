@@ -78,6 +78,8 @@ def test_a_running_cluster_votes_and_tells_how_it_went() -> None:
                 assert sentence.endswith("of 3 nodes agree, 3 are needed")
                 assert 2 <= len(told) <= 3
                 assert all(line.startswith(f"{program}: n") for line in told)
+            by_a_letter = document(program, *verb, *quorum, "--extract", "[eE]", QUESTION)
+            assert by_a_letter["fusion"]["agreement"] == 1.0
 
 
 @pytest.mark.parametrize("program", [("limbot",), ("llamboctl", "infer")])
@@ -91,6 +93,7 @@ def test_help_names_every_strategy(program: tuple[str, ...]) -> None:
     [
         (("--nodes", "3"), "the number of nodes goes with a strategy: add --fusion S, such as --fusion majority-vote"),
         (("--min-consensus", "3"), "the consensus goes with a strategy: add --fusion S"),
+        (("--extract", "x"), "what is compared goes with a strategy: add --fusion S"),
         (("--fusion", "best"), "no fusion strategy is called 'best'; there are majority-vote, weighted-average"),
         (("--fusion", "quorum", "--nodes", "1"), "fusion takes between 2 and 64 nodes, not 1"),
         (("--fusion", "quorum", "--nodes", "0"), "the number of nodes must be 1 at least"),

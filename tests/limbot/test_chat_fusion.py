@@ -89,10 +89,16 @@ def test_what_cannot_be_meant_is_one_clear_sentence(typed: str, words: str) -> N
 
 
 def test_numbers_without_a_strategy_are_told_what_is_missing() -> None:
-    for numbers in ((3, None), (None, 2)):
+    for numbers in ((3, None, ""), (None, 2, ""), (None, None, "x")):
         with pytest.raises(BadRequest, match="add --fusion S, such as --fusion majority-vote"):
             fusion.requested("", *numbers)
     assert fusion.requested("") is None
+
+
+def test_what_is_compared_is_told_with_what_is_asked() -> None:
+    request = fusion.requested("quorum", 5, 3, "answer: (.*)")
+    assert fusion.described(request) == "quorum of 5 nodes, 3 must agree, compared by answer: (.*)"
+    assert fusion.from_dict(fusion.to_dict(request)) == request
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

@@ -49,16 +49,16 @@ def error_columns() -> int:
     return shutil.get_terminal_size().columns if sys.stderr.isatty() else 200
 
 
-def fusion_of(strategy: str, nodes: int | None, min_consensus: int | None) -> FusionRequest | None:
+def fusion_of(strategy: str, nodes: int | None, min_consensus: int | None, extract: str) -> FusionRequest | None:
     """What the options of a command line ask of several nodes; None where they are not given.
 
     Raises: `BadRequest`.
     """
-    if not strategy and nodes is None and min_consensus is None:
+    if not strategy and nodes is None and min_consensus is None and not extract:
         return None  # without loading what knows more
     from llambo.limbot import fusion
 
-    return fusion.requested(strategy, nodes, min_consensus)
+    return fusion.requested(strategy, nodes, min_consensus, extract)
 
 
 def tell_outcome(outcome: Fusion) -> None:

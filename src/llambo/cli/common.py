@@ -64,6 +64,9 @@ FusionNodes = Annotated[
     int | None, typer.Option("--nodes", metavar="N", help="With --fusion: how many answer, 2 to 64.")
 ]
 MinConsensus = Annotated[int | None, typer.Option(metavar="N", help="With --fusion quorum: how many must agree.")]
+Extract = Annotated[
+    str, typer.Option(metavar="RE", help="With --fusion: the part of each answer that is compared, by its first group.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 

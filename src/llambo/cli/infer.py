@@ -32,6 +32,7 @@ def infer(
     fusion: common.Fusion = "",
     nodes: common.FusionNodes = None,
     min_consensus: common.MinConsensus = None,
+    extract: common.Extract = "",
     raw_prompt: Annotated[bool, typer.Option("--raw-prompt", help="Send the prompt without a chat template.")] = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="With --json: a line per vote and token, then the document.")
@@ -53,7 +54,7 @@ def infer(
     if not text.strip():
         raise BadRequest("the prompt is empty")
     request = GenerateRequest.from_prompt(text, raw=raw_prompt, sampling=sampling)
-    request = replace(request, fusion=asking.fusion_of(fusion, nodes, min_consensus))
+    request = replace(request, fusion=asking.fusion_of(fusion, nodes, min_consensus, extract))
     common.run_async(lambda: _ask(request, effective, model, as_json=as_json, stream=stream))
 
 

@@ -71,6 +71,7 @@ def limbot(
     fusion: common.Fusion = "",
     nodes: common.FusionNodes = None,
     min_consensus: common.MinConsensus = None,
+    extract: common.Extract = "",
     raw: Annotated[bool, typer.Option("--raw", help="Show the text as it is: no Markdown.")] = False,
     raw_prompt: Annotated[bool, typer.Option("--raw-prompt", help="Send the prompt without a chat template.")] = False,
     as_json: common.Json = False,
@@ -97,7 +98,7 @@ def limbot(
     if chats and as_json:
         raise BadRequest("--json prints one answer, and a chat has many; leave -i out and give a prompt")
     text = " ".join(prompt or []) if chats else _read_prompt(prompt or [], has_files=bool(file))
-    votes = asking.fusion_of(fusion, nodes, min_consensus)
+    votes = asking.fusion_of(fusion, nodes, min_consensus, extract)
     wanted = Wanted(text, model, system, sampling, file or [], connect, goes_on, raw, raw_prompt)
     wanted.fusion, wanted.sets_fusion = votes, bool(fusion)
     if chats:

@@ -27,21 +27,23 @@ WIDE_COLUMNS = 50
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
-def requested(strategy: str, nodes: int | None = None, min_consensus: int | None = None) -> FusionRequest | None:
+def requested(
+    strategy: str, nodes: int | None = None, min_consensus: int | None = None, extract: str = ""
+) -> FusionRequest | None:
     """What a command line or `/fusion` asks for; None for "" and "off".
 
-    Raises: `BadRequest` for an unknown strategy, a number out of range, and numbers without a strategy.
+    Raises: `BadRequest` for an unknown strategy, a number out of range, and anything else without a strategy.
     """
     numbers = {"the number of nodes": nodes, "the consensus": min_consensus}
     if strategy in ("", OFF):
-        for name, number in numbers.items():
-            if number is not None:
+        for name, given in {**numbers, "what is compared": extract or None}.items():
+            if given is not None:
                 raise BadRequest(f"{name} goes with a strategy: add --fusion S, such as --fusion {STRATEGIES[0]}")
         return None
     for name, number in numbers.items():
         if number == 0:  # a request's word for the configured number
             raise BadRequest(f"{name} must be 1 at least; leave it out for the configured one")
-    return FusionRequest(strategy_named(strategy), nodes or 0, min_consensus or 0)
+    return FusionRequest(strategy_named(strategy), nodes or 0, min_consensus or 0, extract)
 
 
 def typed(argument: str) -> FusionRequest | None:
@@ -53,7 +55,8 @@ def typed(argument: str) -> FusionRequest | None:
         raise BadRequest(
             "/fusion takes a strategy, how many nodes, and how many of them must agree: /fusion quorum 5 3"
         )
-    return requested(strategy, *map(int, words))
+    nodes, min_consensus = [*map(int, words), None, None][:2]
+    return requested(strategy, nodes, min_consensus)
 
 
 def described(request: FusionRequest | None) -> str:
@@ -62,7 +65,8 @@ def described(request: FusionRequest | None) -> str:
         return "off: one node answers"
     nodes = f"{request.voters} nodes" if request.voters else "the configured number of nodes"
     agree = f", {request.min_consensus} must agree" if request.min_consensus else ""
-    return f"{request.strategy or 'the configured strategy'} of {nodes}{agree}"
+    by = f", compared by {request.extract}" if request.extract else ""
+    return f"{request.strategy or 'the configured strategy'} of {nodes}{agree}{by}"
 
 
 def to_dict(request: FusionRequest | None) -> dict[str, Any]:
