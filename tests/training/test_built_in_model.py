@@ -14,8 +14,8 @@ from training.settings import CHAT_TEMPLATE, MAX_FILE_BYTES, MODEL_FILE, MODEL_N
 # What the shipped model reaches on the held-out files of its version, less a little for engines that round otherwise.
 # The aims are 0.85, none, 0.90, 0.75, and 0.01 for what never ends: raise a floor with each better model, never lower
 # one unless the questions are new (these follow-ups are harder than those before: the last model reached 0.58).
-GREEDY_FLOOR, ROUNDABOUT_FLOOR, REFUSAL_FLOOR, FOLLOW_UP_FLOOR = 0.82, 0.42, 0.88, 0.64
-MAX_TOKENS_CEILING = 0.03
+GREEDY_FLOOR, ROUNDABOUT_FLOOR, REFUSAL_FLOOR, FOLLOW_UP_FLOOR = 0.88, 0.47, 0.90, 0.76
+MAX_TOKENS_CEILING = 0.02
 
 
 @pytest.fixture(scope="module")
