@@ -1,4 +1,4 @@
-"""What is written within one turn of the loop goes out as one piece, in order, and nothing is held back for longer."""
+"""Headers go out with what follows them, in order, and nothing is held back for longer than a turn of the loop."""
 
 from __future__ import annotations
 
@@ -46,6 +46,17 @@ async def test_pieces_of_one_turn_go_out_together_and_those_of_the_next_by_thems
     await asyncio.sleep(0)
     assert written == [b"headfirst"]
     cork.write(b"second")
+    await asyncio.sleep(0)
+    assert written == [b"headfirst", b"second"]
+
+
+async def test_what_is_sent_goes_out_at_once_behind_what_is_held(corked: Corked) -> None:
+    cork, written, _ = corked
+    cork.write(b"head")
+    cork.send(b"first")
+    assert written == [b"headfirst"]
+    cork.send(b"second")
+    assert written == [b"headfirst", b"second"]
     await asyncio.sleep(0)
     assert written == [b"headfirst", b"second"]
 

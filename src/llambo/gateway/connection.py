@@ -211,7 +211,7 @@ class Connection(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             # The task that answers has been made, and has not begun.
             self.cycle.transport = self._cork  # type: ignore[assignment]  # as much of it as an answer uses
-            self.scope["extensions"] = {EXTENSION: Output(self.cycle, self.loop.time)}  # type: ignore[dict-item]
+            self.scope["extensions"] = {EXTENSION: Output(self.cycle, self._cork, self.loop.time)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body; its length need not have been announced."""

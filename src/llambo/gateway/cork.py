@@ -1,8 +1,8 @@
-"""What answers are written through: all that is written within one turn of the loop goes out as one piece.
+"""What answers are written through: headers and ends wait for the end of the loop's turn, and go out with what follows.
 
 Each piece that is sent wakes its reader, which on a busy machine may take the processor from us at once. The headers of
-a stream and its first events, its last event and its end, and events that came in one read each have one receiver: they
-wake it once.
+a reply and its first bytes mostly come in one turn of the loop, and wake it once. What is sent while an answer runs
+goes out at once: to hold that too costs more than it saves.
 """
 
 from __future__ import annotations
@@ -25,13 +25,21 @@ class Cork:
         self._held_bytes = 0
 
     def write(self, piece: bytes) -> None:
-        """Sends `piece` with the loop's next turn at the latest."""
+        """Sends `piece` with what is sent next, or with the loop's next turn."""
         if not self._held:
             self._loop.call_soon(self.flush)
         self._held.append(piece)
         self._held_bytes += len(piece)
         if self._held_bytes >= MOST_BYTES:
             self.flush()
+
+    def send(self, piece: bytes) -> None:
+        """Sends `piece` now, and what is held before it."""
+        if self._held:
+            self._held.append(piece)
+            self.flush()
+        else:
+            self._transport.write(piece)
 
     def flush(self) -> None:
         """Sends what is held; nothing where the connection is gone."""

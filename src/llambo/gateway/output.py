@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from llambo.gateway.cork import Cork
+
 EXTENSION = "llambo.output"
 """Where an ASGI scope has the `Output` of its reply, among the extensions."""
 
@@ -25,10 +27,10 @@ class Output:
 
     __slots__ = ("_clock", "_cycle", "_flow", "_write", "last_s")
 
-    def __init__(self, cycle: RequestResponseCycle, clock: Callable[[], float]) -> None:
+    def __init__(self, cycle: RequestResponseCycle, cork: Cork, clock: Callable[[], float]) -> None:
         self._cycle = weakref.ref(cycle)  # its scope knows us, and it lives for as long as the application does
         self._flow = cycle.flow
-        self._write = cycle.transport.write
+        self._write = cork.send
         self._clock = clock
         self.last_s = 0.0
         """When something was written last, by `clock`."""
