@@ -271,7 +271,8 @@ Rounds = list[list[tuple[float, float]]]
 
 async def _shared(path: Path, count: int, engines: EngineHome, rounds: int) -> dict[int, Rounds]:
     """The rounds, by the tokens of a prompt."""
-    options = LoadOptions(ctx=512, slots=4, threads=min(4, usable_cores()))  # as a medium node has them
+    # As a medium node has them; a number that somebody asked for would be kept, and nothing shared.
+    options = LoadOptions(ctx=512, slots=4, threads=min(4, usable_cores()), threads_by_default=True)
     with tempfile.TemporaryDirectory(prefix="llambo-bench-") as directory:
         async with contextlib.AsyncExitStack() as stack:
             groups = []

@@ -270,10 +270,11 @@ def test_the_stream_of_infer_is_a_line_per_token_and_then_the_document() -> None
         *tokens, document = map(json.loads, done.stdout.splitlines())
         assert {token["type"] for token in tokens} == {"token"}
         assert "".join(token["token"] for token in tokens) == document["text"]
-        plain = run("llamboctl", "infer", "--max-tokens", "6", "--temperature", "0", "--raw-prompt", QUESTION)
+        raw = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+        plain = run("llamboctl", "infer", "--max-tokens", "6", "--temperature", "0", "--raw-prompt", raw)
         assert (plain.returncode, plain.stderr) == (0, "")
         assert plain.stdout.endswith("\n")
-        quoted = ("llamboctl", "infer", "--max-tokens", "6", "--temperature", "0", "--raw-prompt", json.dumps(QUESTION))
+        quoted = ("llamboctl", "infer", "--max-tokens", "6", "--temperature", "0", "--raw-prompt", json.dumps(raw))
         assert run(*quoted).stdout == plain.stdout
 
 

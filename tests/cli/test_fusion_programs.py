@@ -22,6 +22,8 @@ from tests.cli.daemons import cluster, ctl
 from tests.cli.programs import on_a_terminal, run
 
 QUESTION = "What is a node?"
+UNSURE = "something else"
+"""What the model answers with this or that, where it may."""
 SHORT = ("--max-tokens", "16")
 GREEDY = ("--temperature", "0", *SHORT)
 VARIED = ("--temperature", "1.9", "--seed", "5", *SHORT)
@@ -59,7 +61,7 @@ def test_a_running_cluster_votes_and_tells_how_it_went() -> None:
         assert "".join(line["token"] for line in lines[votes:]) == last["text"] == alone["text"]
 
         strict = (*VARIED, "--fusion", "quorum", "--nodes", "3", "--min-consensus", "3")
-        done = run("llamboctl", "infer", "--json", "--stream", *strict, QUESTION)
+        done = run("llamboctl", "infer", "--json", "--stream", *strict, UNSURE)
         assert {json.loads(line)["type"] for line in done.stdout.splitlines()} == {"vote"}
         assert (done.returncode, done.stderr.count("\n")) == (6, 1), "the votes are told once"
         drawn = on_a_terminal("llamboctl", "infer", *GREEDY, "--fusion", "majority-vote", "--nodes", "2", QUESTION)
@@ -71,14 +73,14 @@ def test_a_running_cluster_votes_and_tells_how_it_went() -> None:
         for program, verb in (("llamboctl", ("infer",)), ("limbot", ())):
             quorum = (*VARIED, "--fusion", "quorum", "--nodes", "3", "--min-consensus", "3")
             for more in ((), ("--json",)):
-                done = run(program, *verb, *quorum, *more, QUESTION)
+                done = run(program, *verb, *quorum, *more, UNSURE)
                 *told, sentence = done.stderr.splitlines()
                 assert (done.returncode, done.stdout) == (6, "")
                 assert sentence.startswith(f"{program}: no quorum: ")
                 assert sentence.endswith("of 3 nodes agree, 3 are needed")
                 assert 2 <= len(told) <= 3
                 assert all(line.startswith(f"{program}: n") for line in told)
-            by_a_letter = document(program, *verb, *quorum, "--extract", "[eE]", QUESTION)
+            by_a_letter = document(program, *verb, *quorum, "--extract", "[eE]", UNSURE)
             assert by_a_letter["fusion"]["agreement"] == 1.0
 
 
@@ -162,7 +164,7 @@ def test_a_chat_over_http_has_the_votes_of_the_cluster_there(tmp_path: Path) -> 
         assert (whole["fusion"]["asked"], whole["fusion"]["agreement"]) == (2, 1.0)
         assert (whole["model"], whole["tokens"]) == ("built-in", 16)
         quorum = ("--fusion", "quorum", "--nodes", "3", "--min-consensus", "3")
-        done = run("limbot", *VARIED, "--connect", address, *quorum, QUESTION, **elsewhere)
+        done = run("limbot", *VARIED, "--connect", address, *quorum, UNSURE, **elsewhere)
         assert (done.returncode, done.stdout) == (6, "")
         assert done.stderr.count("limbot: n") >= 3
         assert "of 3 nodes agree, 3 are needed" in done.stderr
