@@ -149,7 +149,15 @@ def open_server(setting: ServerSetting) -> Any:
     try:
         return xllamacpp.Server(_parameters(setting))
     except RuntimeError as error:
+        _finish_log(ctypes.CDLL(xllamacpp.xllamacpp.__file__))
         raise EngineRefused(str(error)) from None
+
+
+def _finish_log(library: ctypes.CDLL) -> None:
+    """Returns once llama.cpp's log is written: a thread of its own does that, and the process is about to end."""
+    with contextlib.suppress(AttributeError):  # not exported
+        library._Z15common_log_mainv.restype = ctypes.c_void_p
+        library._Z16common_log_flushP10common_log(ctypes.c_void_p(library._Z15common_log_mainv()))
 
 
 def _parameters(setting: ServerSetting) -> Any:
