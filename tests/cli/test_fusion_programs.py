@@ -113,7 +113,7 @@ def test_what_cannot_be_meant_is_one_clear_line(program: str, arguments: tuple[s
 
 
 def test_without_a_cluster_as_many_nodes_as_are_asked_for_are_started_and_taken_down() -> None:
-    whole = document("limbot", *VARIED, "--fusion", "weighted-average", "--nodes", "4", QUESTION)
+    whole = document("limbot", *VARIED, "--fusion", "weighted-average", "--nodes", "4", UNSURE)
     assert len({vote["node"] for vote in whole["fusion"]["votes"]}) == 4
     assert whole["text"] in {vote["text"] for vote in whole["fusion"]["votes"]}
     told = json.loads(run("limbot", "logs", "--session", "1", "--json").stdout)["turns"]
