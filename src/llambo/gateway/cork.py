@@ -48,7 +48,7 @@ class Cork:
             return
         self._held, self._held_bytes = [], 0
         if not self._transport.is_closing():
-            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+            self._transport.writelines(held)
 
     def close(self) -> None:
         """Closes the connection once everything is sent."""
