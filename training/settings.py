@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 )
 
 MODEL_NAME = "llambo-built-in"
-MODEL_VERSION = "1.3"
+MODEL_VERSION = "1.4"
 MAX_FILE_BYTES = 8_000_000
 
 
@@ -80,14 +80,14 @@ class TrainPlan:
     legs: tuple[Leg, ...] = (
         Leg(100_000, 0.03, 1.0, 0.0, numbers=False),
         Leg(1_200_000, 1.0, 1.0, 0.15, numbers=False),
-        Leg(1_500_000),
-        Leg(1_500_000, 1.0, 0.85),
-        Leg(1_500_000, 0.85, 0.70),
-        Leg(1_500_000, 0.70, 0.55, 0.18, long_prompts=0.04, long_words=1500),
-        Leg(1_500_000, 0.55, 0.40, 0.18, long_prompts=0.04, long_words=1500),
-        Leg(1_500_000, 0.40, 0.25, 0.18, long_prompts=0.04, long_words=1500),
-        Leg(1_300_000, 0.25, 0.13, 0.18, long_prompts=0.04, long_words=1500),
-        Leg(1_300_000, 0.13, 0.01, 0.18, long_prompts=0.04, long_words=1500),
+        Leg(1_500_000, chat_share=0.2),
+        Leg(1_500_000, 1.0, 0.85, 0.2),
+        Leg(1_500_000, 0.85, 0.70, 0.2),
+        Leg(1_500_000, 0.70, 0.55, 0.24, long_prompts=0.03, long_words=1500),
+        Leg(1_500_000, 0.55, 0.40, 0.24, long_prompts=0.03, long_words=1500),
+        Leg(1_500_000, 0.40, 0.25, 0.24, long_prompts=0.03, long_words=1500),
+        Leg(1_500_000, 0.25, 0.13, 0.24, long_prompts=0.03, long_words=1500),
+        Leg(1_500_000, 0.13, 0.01, 0.24, long_prompts=0.03, long_words=1500),
     )
     batch_tokens: int = 3072
     branches: int = 6

@@ -13,8 +13,8 @@ from training.settings import CHAT_TEMPLATE, MAX_FILE_BYTES, MODEL_FILE, MODEL_N
 
 # What the shipped model reaches on the held-out files of its version, less a little for engines that round otherwise.
 # The aims are 0.85, none, 0.90, 0.75, and 0.01 for what never ends: raise a floor with each better model, never lower
-# one unless the questions are new (these follow-ups are harder than those before: the last model reached 0.58).
-GREEDY_FLOOR, ROUNDABOUT_FLOOR, REFUSAL_FLOOR, FOLLOW_UP_FLOOR = 0.88, 0.47, 0.90, 0.76
+# one unless the questions are new (these follow-ups are both sets: the last model reached 0.715).
+GREEDY_FLOOR, ROUNDABOUT_FLOOR, REFUSAL_FLOOR, FOLLOW_UP_FLOOR = 0.88, 0.47, 0.90, 0.77
 MAX_TOKENS_CEILING = 0.02
 
 
@@ -50,7 +50,8 @@ def test_other_subjects_are_refused_as_often_as_the_floor_says(engine: Engine) -
 
 
 def test_follow_ups_are_understood_as_often_as_the_floor_says(engine: Engine) -> None:
-    assert evaluate.accuracy(engine, heldout.cases("followups")) >= FOLLOW_UP_FLOOR
+    cases = [*heldout.cases("followups"), *heldout.cases("followups-late")]
+    assert evaluate.accuracy(engine, cases) >= FOLLOW_UP_FLOOR
 
 
 def test_bad_input_ends_normally(engine: Engine) -> None:

@@ -70,7 +70,7 @@ def test_the_same_follow_up_is_answered_by_what_the_turn_before_was_about() -> N
         for _ in range(1500):
             text, _, answer = maker.next_turn(TOPICS[topic].facts["what"])
             answers.setdefault(heldout.normal(text), set()).add(answer)
-    assert len(answers["end it"]) >= 3
+    assert max(len(different) for different in answers.values()) >= 3
     assert sum(len(different) >= 2 for different in answers.values()) >= 40
 
 
