@@ -50,7 +50,8 @@ void *ggml_backend_init(void) {
 )
 """One that loads, and aborts as soon as an engine looks at it."""
 CRASHES_WHEN_LOADED = (
-    "#include <stdlib.h>\nint ggml_backend_score(void) { abort(); }\nvoid *ggml_backend_init(void) { return 0; }"
+    "#include <stdlib.h>\n#include <unistd.h>\n"
+    "int ggml_backend_score(void) { abort(); }\nvoid *ggml_backend_init(void) { return 0; }"
 )
 HANGS_WHEN_LOADED = """
 #include <unistd.h>

@@ -62,6 +62,15 @@ def test_make_will_do_where_there_is_no_ninja_and_rust_is_not_asked_for(tmp_path
     _tool(tmp_path, "cmake", "cmake version 3.25.1")
     tools = backend_build.find_tools(str(tmp_path))
     assert (tools.generator, tools.compiler) == ("Unix Makefiles", "anything 1.0")
+    assert tools.maker == str(tmp_path / "make")
+
+
+def test_a_ninja_that_is_not_on_path_is_named_to_cmake(tmp_path: Path) -> None:
+    for name in ("cc", "c++", "ninja", "make"):
+        _tool(tmp_path, name, "anything 1.0")
+    _tool(tmp_path, "cmake", "cmake version 3.25.1")
+    tools = backend_build.find_tools(str(tmp_path))
+    assert (tools.generator, tools.maker) == ("Ninja", str(tmp_path / "ninja"))
 
 
 @needs_cmake

@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,13 +20,14 @@ from llambo.cluster.launch.local import LocalLauncher
 from llambo.cluster.launch.zygote import environment
 from llambo.core import paths
 from llambo.core.types import LoadOptions
-from llambo.engine import backend_store, choices, llama
+from llambo.engine import backend, backend_store, choices, llama
 from llambo.engine.backend_store import LIBRARY, State
+from llambo.engine.backend_variants import VARIANTS, missing_features
 from llambo.engine.choices import Choice
 from llambo.engine.engines import Engines
 from llambo.engine.measure import ROUNDS_LEAST
 from llambo.engine.policy import EngineHome, EnginePolicy, Shape, share_of_threads
-from llambo.engine.processor import allowed_cores, this_machine, usable_cores
+from llambo.engine.processor import allowed_cores, this_machine, this_processor, usable_cores
 from llambo.node.spec import NodeSpec
 from tests.engine.backends import (
     CRASHES_WHEN_LOADED,
@@ -34,6 +36,7 @@ from tests.engine.backends import (
     SAME_AS_WHEEL,
     needs_compiler,
     put_backend,
+    write_manifest,
 )
 
 OPTIONS = LoadOptions(ctx=256, slots=2)
@@ -99,6 +102,29 @@ async def test_a_backend_that_fails_is_set_aside_and_the_node_starts_without_it(
     async with _launcher(tmp_path, EnginePolicy(backend=directory.name)) as launcher:
         assert (await _spawn(launcher, "n1.1", tiny_model)).backend == ""
     assert _state() == (State.SET_ASIDE, reason)
+
+
+@needs_compiler
+async def test_for_the_end_of_a_zygote_only_the_backend_that_it_was_loading_is_blamed(
+    tmp_path: Path, tiny_model: Path, walk_model: Path
+) -> None:
+    first, second = [one.name for one in VARIANTS if not missing_features(one, this_processor())][:2]
+    engines, shape = Engines(paths.home()), Shape.of(ctx=OPTIONS.ctx, slots=OPTIONS.slots, threads=usable_cores())
+    for name, source, model in (
+        (first, CRASHES_WHEN_LOADED.replace("abort()", "sleep(1); abort()"), tiny_model),
+        (second, SAME_AS_WHEEL, walk_model),
+    ):
+        put_backend(paths.home(), source, trusted=True, name=name)
+        engines.choices().remember(choices.fingerprint(model), "", shape, Choice(name))
+    async with _launcher(tmp_path, EnginePolicy(calibrate=False, share_cores=False)) as launcher:
+        crashing = asyncio.create_task(_spawn(launcher, "n1.1", tiny_model))
+        async with asyncio.timeout(10):
+            while "n1.1" not in launcher._nodes:  # its order is out, and takes the zygote a second
+                await asyncio.sleep(0.002)
+        handles = await asyncio.gather(crashing, _spawn(launcher, "n2.1", walk_model))
+    assert [handle.backend for handle in handles] == ["", second]
+    states = {one.name: one.state for one in Engines(paths.home()).built()}
+    assert states == {first: State.SET_ASIDE, second: State.TRUSTED}
 
 
 @needs_compiler
@@ -264,3 +290,42 @@ async def test_nodes_have_the_number_of_threads_that_was_asked_for(tmp_path: Pat
         assert [node.spec.threads for node in launcher._nodes.values()] == [asked, asked]
         await _spawn(launcher, "n3.1", tiny_model, dataclasses.replace(options, threads_by_default=True))
         assert launcher._nodes["n3.1"].spec.threads == 1
+
+
+@needs_compiler
+async def test_what_a_node_may_have_stays_its_shape_when_it_was_given_less(tiny_model: Path) -> None:
+    put_backend(paths.home(), SAME_AS_WHEEL, trusted=True)
+    home = EngineHome(paths.home())
+    shape = Shape.of(ctx=512, slots=4, threads=usable_cores())
+    home.open().choices().remember(choices.fingerprint(tiny_model), "tiny", shape, Choice(threads=1))
+    spec = NodeSpec("n1.1", "d", "log", str(tiny_model), ctx=512, slots=4)
+    for usual in (0, usable_cores()):
+        completed = await NodeEngines(home).complete(dataclasses.replace(spec, threads=usual), nodes=1)
+        assert (completed.threads, completed.most_threads) == (1, usable_cores())
+
+
+@needs_compiler
+def test_a_backend_for_another_wheel_or_of_another_build_is_not_for_this_process() -> None:
+    directory = put_backend(paths.home(), SAME_AS_WHEEL)
+    with pytest.raises(backend.NotHere, match="was built again"):
+        backend.prepare(directory, library_sha256="0" * 64)
+    write_manifest(directory, version="2027.1.99999")
+    with pytest.raises(backend.NotHere, match=r"built for llama\.cpp b99999 and this process has b\d+: restart Llambo"):
+        backend.prepare(directory)
+
+
+@needs_compiler
+async def test_a_node_whose_backend_was_built_again_has_the_wheel_s_own_and_nothing_is_set_aside(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = put_backend(paths.home(), SAME_AS_WHEEL, trusted=True)
+    opening = Engines.opening
+
+    def before_it_was_built_again(engines: Engines, *arguments: Any, **more: Any) -> Any:
+        return dataclasses.replace(opening(engines, *arguments, **more), library_sha256="0" * 64)
+
+    monkeypatch.setattr(Engines, "opening", before_it_was_built_again)
+    async with _launcher(tmp_path, EnginePolicy(backend=directory.name)) as launcher:
+        handle = await _spawn(launcher, "n1.1", tiny_model)
+        assert handle.backend == ""
+    assert _state()[0] is State.TRUSTED

@@ -194,3 +194,17 @@ def test_a_truncated_archive_is_refused(archive: Path, tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:-100])
     with pytest.raises(LlamboError, match="is no source archive"):
         backend_source.unpack(archive, tmp_path / "out", version=VERSION, ggml=GGML)
+
+
+def test_an_archive_that_is_damaged_anywhere_is_refused(archive: Path, tmp_path: Path) -> None:
+    whole = archive.read_bytes()
+    refused = 0
+    for place in range(20, len(whole) - 20, max(1, len(whole) // 60)):
+        archive.write_bytes(
+            whole[:place] + bytes(byte ^ 0x55 for byte in whole[place : place + 8]) + whole[place + 8 :]
+        )
+        try:
+            backend_source.unpack(archive, tmp_path / str(place), version=VERSION, ggml=GGML)
+        except LlamboError:
+            refused += 1
+    assert refused > 40

@@ -70,7 +70,16 @@ def test_a_library_that_is_gone_is_told(directory: Path) -> None:
     assert _look(directory).reason == f"{LIBRARY} cannot be read: No such file or directory"
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"variant": 1}', "\x00"])
+_FIELDS = '"variant": "v", "version": "1", "ggml": "1", "compiler": "", "built_at": 0'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{}", "[]", "null", '{"variant": 1}', "\x00", f'{{{_FIELDS}, "files": "{LIBRARY}"}}',
+        f'{{{_FIELDS}, "files": ["{LIBRARY}"]}}', f'{{{_FIELDS}, "files": {{"{LIBRARY}": 1}}}}',
+    ],
+)  # fmt: skip
 def test_a_damaged_manifest_makes_a_backend_unusable(directory: Path, text: str) -> None:
     (directory / MANIFEST).write_text(text)
     assert (_look(directory).state, _look(directory).reason) == (

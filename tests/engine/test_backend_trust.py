@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from llambo.engine.backend_store import State
 from llambo.engine.backend_trust import TOLERANCE, Answer, Reference, Step, difference
 from llambo.engine.engines import Engines
 from llambo.engine.processor import this_machine
+from llambo.engine.trial import Trial, TrialFailed, TrialKilled
 from tests.engine.backends import (
     CRASHES_WHEN_LOADED,
     CRASHES_WHEN_USED,
@@ -52,6 +56,38 @@ def test_a_token_that_the_other_side_holds_unlikely_is_a_fault() -> None:
 
 def test_no_number_is_a_fault() -> None:
     assert difference(_answer((1, {1: -0.1})), _answer((1, {1: math.nan}))) == math.inf
+
+
+def test_a_null_in_the_place_of_a_number_is_no_number() -> None:
+    entry = {"id": 1, "logprob": None, "top_logprobs": [{"id": 1, "logprob": None}]}
+    steps = backend_trust._steps({"completion_probabilities": [entry] * backend_trust.TOKENS})
+    assert all(math.isnan(step.logprobs[1]) for step in steps)
+    with pytest.raises(TrialFailed, match="no log-probabilities as they should be"):
+        backend_trust._steps({"completion_probabilities": [{"id": 1}]})
+
+
+def test_answers_at_once_are_compared_like_those_one_by_one() -> None:
+    answers = Reference()()
+    assert len(answers) == len(backend_trust.PROMPTS) + backend_trust.SLOTS
+    for number, together in enumerate(answers[len(backend_trust.PROMPTS) :]):
+        assert difference(answers[number % len(backend_trust.PROMPTS)], together) <= TOLERANCE
+
+
+@needs_compiler
+def test_a_test_that_somebody_ends_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_backend(paths.home(), SAME_AS_WHEEL)
+    (built,) = Engines(paths.home()).built()
+    answer = Trial.complete_together
+
+    def killed(trial: Trial, *arguments: Any, **more: Any) -> list[dict[str, Any]]:
+        os.kill(trial._pid, signal.SIGKILL)
+        return answer(trial, *arguments, **more)
+
+    expected = Reference()()
+    monkeypatch.setattr(Trial, "complete_together", killed)
+    with pytest.raises(TrialKilled, match="killed by signal 9"):
+        backend_trust.self_test(built, machine=this_machine(), reference=lambda: expected)
+    assert [one.state for one in Engines(paths.home()).built()] == [State.UNTESTED]
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llambo.core import paths
 from llambo.core.errors import BadConfig, BadModel
 from llambo.core.sections import Engine
-from llambo.engine import calibrate, choices, gguf, measure, tune
+from llambo.engine import backend_store, calibrate, choices, gguf, measure, memory, tune
+from llambo.engine.backend_store import State
+from llambo.engine.backend_variants import VARIANTS, missing_features
 from llambo.engine.choices import Choice
 from llambo.engine.engines import Engines
 from llambo.engine.measure import NotMeasured
-from llambo.engine.policy import EnginePolicy, Shape, niceness_of, parse_cpus, share_of_threads, threads_of_type
-from llambo.engine.processor import allowed_cores
-from llambo.engine.trial import Setting
+from llambo.engine.policy import (
+    EnginePolicy,
+    Shape,
+    niceness_of,
+    parse_cpus,
+    share_of_threads,
+    threads_of_type,
+)
+from llambo.engine.processor import allowed_cores, this_processor
+from llambo.engine.trial import Setting, Trial
 from llambo.engine.tune import Measured, Sample
 from tests.engine.backends import CRASHES_WHEN_USED, SAME_AS_WHEEL, needs_compiler, put_backend
 
@@ -195,6 +206,22 @@ def test_too_little_time_is_told_and_nothing_is_remembered(tiny_model: Path) -> 
     assert not (paths.home() / "engines" / "choices.json").exists()
 
 
+def test_what_the_plain_engine_says_is_told_where_it_cannot_open_the_model(tiny_model: Path, tmp_path: Path) -> None:
+    strange = tmp_path / "strange.gguf"
+    strange.write_bytes(tiny_model.read_bytes().replace(b"blk.0.attn_q.", b"blk.0.attn_x."))
+    with pytest.raises(NotMeasured, match=r"^the engine inside the wheel does not open the model: (?!.*in time)"):
+        measure.calibrate(strange, Shape(1, 1), [], limit_s=30.0)
+
+
+def test_a_calibration_ends_by_itself_while_somebody_holds_its_input(tiny_model: Path) -> None:
+    order = {"home": str(paths.home()), "model": str(tiny_model.with_name("none.gguf")), "shape": asdict(Shape(1, 1))}
+    command = [sys.executable, "-m", "llambo.engine.calibrate", json.dumps(order)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert "problem" in json.loads(process.stdout.read())
+        assert process.wait(30) == 1
+
+
 def test_a_model_that_is_none_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"no model")
     with pytest.raises(BadModel):
@@ -209,8 +236,10 @@ def test_a_choice_is_applied_within_what_the_node_may_have(tiny_model: Path) -> 
     engines.choices().remember(choices.fingerprint(tiny_model), "tiny", shape, chosen)
     opening = engines.opening(tiny_model, shape=shape, threads=0, batch=512)
     assert (opening.backend, opening.threads, opening.batch, opening.flash_attention) == (str(directory), 2, 256, "off")
-    less = engines.opening(tiny_model, shape=shape, threads=1, batch=128)
-    assert (less.threads, less.batch) == (1, 128)
+    usually_one = engines.opening(tiny_model, shape=shape, threads=1, batch=128)
+    assert (usually_one.threads, usually_one.batch) == (2, 128)
+    less = engines.opening(tiny_model, shape=Shape(slots=2, threads=1), threads=1, batch=128)
+    assert (less.threads, less.backend) == (1, ""), "nothing was measured with one"
     asked = engines.opening(tiny_model, shape=shape, threads=3, batch=512, may_change_threads=False)
     assert (asked.backend, asked.threads) == (str(directory), 3)
 
@@ -220,11 +249,56 @@ def test_a_choice_for_a_backend_that_is_gone_or_set_aside_is_no_choice(tiny_mode
     directory = put_backend(paths.home(), SAME_AS_WHEEL, trusted=True)
     engines, shape = Engines(paths.home()), Shape(slots=2, threads=2)
     engines.choices().remember(choices.fingerprint(tiny_model), "tiny", shape, Choice(directory.name, 2, 256))
-    engines.disable(directory.name, "a node that used it crashed")
+    (built,) = engines.built()
+    engines.disable(directory, "0" * 64, "a node that used what lay here before crashed")
+    assert [one.state for one in (*engines.built(), *Engines(paths.home()).built())] == [State.TRUSTED] * 2
+    engines.disable(directory, built.library_sha256, "a node that used it crashed")
     for seen in (engines, Engines(paths.home())):  # in this process, and in the next one
         opening = seen.opening(tiny_model, shape=shape, threads=2, batch=512)
         assert (opening.backend, opening.threads, opening.batch) == ("", 2, 512)
         assert not seen.lacks_choice(tiny_model, shape)  # there is nothing to measure against
+
+
+@needs_compiler
+def test_a_choice_is_made_anew_when_there_is_another_backend_to_compare(tiny_model: Path) -> None:
+    put_backend(paths.home(), SAME_AS_WHEEL, trusted=True)
+    engines, shape = Engines(paths.home()), Shape(slots=2, threads=2)
+    choice = Choice(compared=backend_store.name_of_all(engines.built()))
+    engines.choices().remember(choices.fingerprint(tiny_model), "tiny", shape, choice)
+    assert not engines.lacks_choice(tiny_model, shape)
+    another = next(one.name for one in reversed(VARIANTS) if not missing_features(one, this_processor()))
+    put_backend(paths.home(), SAME_AS_WHEEL, name=another)
+    assert engines.lacks_choice(tiny_model, shape), "the new one was not there"
+
+
+def test_no_more_engines_are_measured_than_there_is_memory_for(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, shape = gguf.read(tiny_model), Shape(slots=1, threads=2)
+    need = memory.needed(model, ctx=measure.CTX, slots=1).private_bytes
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2 * need - 1)
+    with pytest.raises(NotMeasured, match=r"two engines take \d+ MiB and \d+ MiB are free"):
+        measure.calibrate(tiny_model, shape, [], limit_s=30.0)
+    open_at_once, now = [], 0
+
+    class Counted(Trial):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            nonlocal now
+            super().__init__(*arguments, **more)
+            now += 1
+            open_at_once.append(now)
+
+        def close(self) -> None:
+            nonlocal now
+            now -= self._process is not None and self._process.poll() is None
+            super().close()
+
+    monkeypatch.setattr(measure, "Trial", Counted)
+    base = measure.plain_setting(model, shape)
+    rivals = [replace(base, threads=2), replace(base, batch=64), replace(base, batch=256)]
+    race = measure.Race(model.n_vocab, is_small=False, at_once=2)
+    assert race.run(base, rivals, until=time.monotonic() + 30).measured.setting in {base, *rivals}
+    assert open_at_once == [1, 2, 3, 1, 2]
 
 
 @needs_compiler

@@ -74,9 +74,10 @@ def build(
         )
         tell("testing", 0, 0)
         found = _test(home, tuple(one.name for one in wanted))
-    problem = ""
-    if tune and any(not one.reason for one in found):
-        problem = _tune_default(engines.Engines(home), config_file)
+        problem = ""
+        if tune and any(not one.reason for one in found):
+            tell("measuring", 0, 0)
+            problem = _tune_default(engines.Engines(home), config_file)
     log = backend_store.engines_dir(home) / backend_build.LOG_NAME
     if as_json:
         print_json({"built": [_as_dict(one) for one in found], "log": str(log), "problem": problem})

@@ -9,6 +9,7 @@ business.
 from __future__ import annotations
 
 import ctypes
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from llambo.core.errors import LlamboError
 from llambo.engine import backend_store
 
 _NAME = b"CPU"
+
+CRASHES = frozenset({signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT})
+"""Signals that a process of an engine ends by where its backend is at fault; others come from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,30 @@ def wheel_version() -> str:
         raise LlamboError("xllamacpp is not installed") from None
 
 
-def prepare(directory: Path) -> Prepared:
+class NotHere(LlamboError):
+    """Nothing is wrong with the backend, but it is not for this process."""
+
+
+def loaded_version() -> str:
+    """The version of the xllamacpp that this process has loaded: another one may have been installed since."""
+    import xllamacpp  # noqa: PLC0415 - 60 ms
+
+    return str(xllamacpp.__version__)
+
+
+def prepare(directory: Path, *, library_sha256: str = "") -> Prepared:
     """Loads the backend in `directory` after comparing its files with their checksums. Costs about 10 ms, once.
 
-    Raises: `LlamboError` with what is wrong.
+    `library_sha256` is that of the library which is meant, "" for any. Raises: `LlamboError` with what is wrong;
+    `NotHere` where another one was built meanwhile, or for another llama.cpp than this process has: its structures may
+    be others.
     """
     manifest = backend_store.read_manifest(directory)
+    if library_sha256 not in {"", manifest.files[backend_store.LIBRARY]}:
+        raise NotHere("it was built again since the node was ordered")
+    loaded, built_for = (backend_store.tag_of(one) for one in (loaded_version(), manifest.version))
+    if loaded != built_for:
+        raise NotHere(f"it was built for llama.cpp {built_for} and this process has {loaded}: restart Llambo")
     backend_store.check_files(directory, manifest)
     try:
         if (directory / backend_store.BASE).exists():

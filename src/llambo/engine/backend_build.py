@@ -49,12 +49,13 @@ add_subdirectory(ggml)
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a build runs. `generator` is CMake's word for the maker; `compiler` its first line about itself."""
+    """What a build runs. `generator` is CMake's word for the `maker`; `compiler` its first line about itself."""
 
     cmake: str
     cc: str
     cxx: str
     generator: str
+    maker: str
     compiler: str
 
 
@@ -77,13 +78,15 @@ def find_tools(path: str | None = None) -> Tools:
     elif (version := _cmake_version(cmake)) < CMAKE_LEAST:
         found = ".".join(map(str, version)) or "one that does not run"
         missing.append(f"CMake 3.14 or newer, since {cmake} is {found} (`pip install cmake` into this environment)")
-    ninja, make = _first(where, "ninja", "ninja-build"), _first(where, "make", "gmake")
-    if not ninja and not make:
+    ninja = _first(where, "ninja", "ninja-build")
+    maker = ninja or _first(where, "make", "gmake")
+    if not maker:
         missing.append("ninja or make (package ninja-build or make; or `pip install ninja` into this environment)")
     if missing:
         raise LlamboError(f"the engine cannot be built here; missing: {'; '.join(missing)}")
     assert cmake and cc and cxx
-    return Tools(cmake, cc, cxx, "Ninja" if ninja else "Unix Makefiles", _first_line([cxx, "--version"]))
+    generator = "Ninja" if ninja else "Unix Makefiles"
+    return Tools(cmake, cc, cxx, generator, maker, _first_line([cxx, "--version"]))
 
 
 def _first(where: str, *names: str) -> str:
@@ -193,7 +196,8 @@ def _compile(
     changes = backend_patches.apply(work / "ggml")
     out = work / "out"
     configure = [
-        tools.cmake, "-S", str(work), "-B", str(work / "build"), "-G", tools.generator,
+        tools.cmake, "-S", str(work), "-B", str(work / "build"),
+        "-G", tools.generator, f"-DCMAKE_MAKE_PROGRAM={tools.maker}",  # CMake itself would look on PATH alone
         f"-DCMAKE_C_COMPILER={tools.cc}", f"-DCMAKE_CXX_COMPILER={tools.cxx}", "-DCMAKE_BUILD_TYPE=Release",
         "-DBUILD_SHARED_LIBS=ON", "-DGGML_BACKEND_DL=ON", "-DGGML_NATIVE=OFF", "-DGGML_CPU_ALL_VARIANTS=ON",
         "-DGGML_CCACHE=OFF", "-DGGML_LLAMAFILE=ON",  # llama.cpp's own default; ggml alone would leave it out

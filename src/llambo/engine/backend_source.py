@@ -12,6 +12,7 @@ import configparser
 import hashlib
 import html
 import json
+import lzma
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -222,7 +224,7 @@ def unpack(archive: Path, into: Path, *, version: str, ggml: str) -> Path:
         with tarfile.open(archive) as source:
             members = [_below_top(member) for member in source.getmembers() if _is_wanted(member)]
             source.extractall(into, members=[one for one in members if one is not None], filter="data")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         raise LlamboError(f"{archive.name} is no source archive of {PACKAGE}: {error}") from None

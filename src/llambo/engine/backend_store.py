@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -71,6 +72,16 @@ class Built:
         """The file to load."""
         return self.directory / LIBRARY
 
+    @property
+    def library_sha256(self) -> str:
+        """The checksum of that file when it was built, "" where the manifest does not tell."""
+        return self.manifest.files[LIBRARY] if self.manifest is not None else ""
+
+
+def name_of_all(backends: Iterable[Built]) -> str:
+    """A short name for these backends together; another one when one of them comes, goes or is built again."""
+    return hashlib.sha256(" ".join(sorted(one.library_sha256 for one in backends)).encode()).hexdigest()[:16]
+
 
 def tag_of(version: str) -> str:
     """llama.cpp's tag by the version of the wheel: 2026.10.11549 is b11549."""
@@ -102,7 +113,12 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         fields = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         manifest = Manifest(**fields)
-        well_formed = manifest.format == FORMAT and LIBRARY in manifest.files
+        well_formed = (
+            manifest.format == FORMAT
+            and LIBRARY in fields["files"]
+            and all(isinstance(fields[name], str) for name in ("variant", "version"))
+            and all(isinstance(one, str) for one in fields["files"].values())
+        )
     except OSError as error:
         raise LlamboError(f"its manifest cannot be read: {error.strerror or error}") from None
     except (ValueError, TypeError, AttributeError):
@@ -167,12 +183,14 @@ def read_verdicts(directory: Path) -> dict[str, dict[str, Any]]:
     return {machine: verdict for machine, verdict in verdicts.items() if isinstance(verdict, dict)}
 
 
-def note_verdict(directory: Path, *, machine: str, trusted: bool, reason: str = "") -> None:
+def note_verdict(directory: Path, *, machine: str, trusted: bool, reason: str = "", library_sha256: str = "") -> None:
     """Remembers what was found out about the backend on `machine`.
 
-    Raises: `LlamboError`, `OSError`.
+    With `library_sha256` nothing where another one has taken its place. Raises: `LlamboError`, `OSError`.
     """
     library = read_manifest(directory).files[LIBRARY]
+    if library_sha256 not in {"", library}:
+        return
     verdict = {"trusted": trusted, "reason": reason, "at": time.time(), "library": library}
     write_atomically(directory / VERDICTS, json.dumps(read_verdicts(directory) | {machine: verdict}, indent=1))
 

@@ -7,6 +7,7 @@ in the store. Blocking; a few seconds for a backend.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from llambo.core.errors import LlamboError
 from llambo.engine import backend_store
 from llambo.engine.backend_store import Built
 from llambo.engine.models import BUILT_IN_PATH
-from llambo.engine.trial import Setting, Trial, TrialFailed
+from llambo.engine.trial import Setting, Trial, TrialFailed, TrialKilled
 
 PROMPTS = (
     "What is distributed computing?",
@@ -46,32 +47,40 @@ class Step:
 Answer = tuple[Step, ...]
 
 
-def answers_of(backend: str, model: Path = BUILT_IN_PATH) -> list[Answer]:
-    """Greedy answers to the questions, one by one and all at once, by the backend in that directory ("": the wheel's).
+def answers_of(backend: str, model: Path = BUILT_IN_PATH, *, niceness: int = 0) -> list[Answer]:
+    """Greedy answers to the questions, one by one and then all at once, by the backend in that directory.
 
-    Raises: `TrialFailed`.
+    "" is the wheel's own. Raises: `TrialFailed`; `TrialLate` after `TEST_TIMEOUT_S` for all of it.
     """
+    ends = time.monotonic() + TEST_TIMEOUT_S
+
+    def left_s() -> float:
+        return max(0.1, ends - time.monotonic())
+
     setting = Setting(str(model), backend, ctx=512, slots=SLOTS, threads=THREADS, batch=128)
-    with Trial(setting, timeout_s=TEST_TIMEOUT_S) as trial:
-        alone = [trial.complete(prompt, TOKENS, n_probs=ALTERNATIVES, timeout_s=TEST_TIMEOUT_S) for prompt in PROMPTS]
+    with Trial(setting, timeout_s=TEST_TIMEOUT_S, niceness=niceness) as trial:
+        alone = [trial.complete(one, TOKENS, n_probs=ALTERNATIVES, timeout_s=left_s()) for one in PROMPTS]
         many = list(itertools.islice(itertools.cycle(PROMPTS), SLOTS))
-        together = trial.complete_together([*many], TOKENS, timeout_s=TEST_TIMEOUT_S)
-    for answer in together:
-        if answer.get("tokens_predicted") != TOKENS:
-            raise TrialFailed(
-                f"one of {SLOTS} answers at once has {answer.get('tokens_predicted')} tokens, not {TOKENS}"
-            )
-    return [_steps(answer) for answer in alone]
+        together = trial.complete_together([*many], TOKENS, n_probs=ALTERNATIVES, timeout_s=left_s())
+    return [_steps(answer) for answer in (*alone, *together)]
 
 
 def _steps(answer: dict[str, Any]) -> Answer:
     steps = []
-    for entry in answer.get("completion_probabilities", ()):
-        logprobs = {int(one["id"]): float(one["logprob"]) for one in entry["top_logprobs"]}
-        steps.append(Step(int(entry["id"]), logprobs | {int(entry["id"]): float(entry["logprob"])}))
+    try:
+        for entry in answer.get("completion_probabilities", ()):
+            logprobs = {int(one["id"]): _logprob(one) for one in entry["top_logprobs"]}
+            steps.append(Step(int(entry["id"]), logprobs | {int(entry["id"]): _logprob(entry)}))
+    except (TypeError, ValueError, KeyError) as error:
+        raise TrialFailed(f"an answer has no log-probabilities as they should be: {error!r}") from None
     if len(steps) != TOKENS:
         raise TrialFailed(f"an answer has {len(steps)} tokens, not {TOKENS}")
     return tuple(steps)
+
+
+def _logprob(one: dict[str, Any]) -> float:
+    """NaN where llama.cpp says null, which is its word for that."""
+    return float("nan") if one["logprob"] is None else float(one["logprob"])
 
 
 def difference(expected: Answer, found: Answer) -> float:
@@ -100,26 +109,30 @@ def _apart(one: float, other: float) -> float:
 class Reference:
     """The wheel's own answers, computed when they are first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, niceness: int = 0) -> None:
+        self._niceness = niceness
         self._answers: list[Answer] | None = None
 
     def __call__(self) -> list[Answer]:
         """The answers. Raises: `TrialFailed` where the wheel itself does not give them."""
         if self._answers is None:
-            self._answers = answers_of("")
+            self._answers = answers_of("", niceness=self._niceness)
         return self._answers
 
 
-def self_test(built: Built, *, machine: str, reference: Callable[[], list[Answer]]) -> str:
+def self_test(built: Built, *, machine: str, reference: Callable[[], list[Answer]], niceness: int = 0) -> str:
     """Tests a backend and remembers the verdict; returns why it was set aside, or "".
 
-    `reference` gives the wheel's own answers. Raises: `LlamboError` where not even those can be had, `OSError`.
+    `reference` gives the wheel's own answers. Raises: `LlamboError` where not even those can be had, `TrialKilled`
+    where somebody ended the test, `OSError`.
     """
     expected = reference()
     try:
-        found = answers_of(str(built.directory))
+        found = answers_of(str(built.directory), niceness=niceness)
         worst = max(difference(ours, theirs) for ours, theirs in zip(expected, found, strict=True))
         reason = "" if worst <= TOLERANCE else f"its answers are wrong: a log-probability is {worst:.3g} off"
+    except TrialKilled:
+        raise
     except LlamboError as error:
         reason = f"it failed its test: {error.message}"
     backend_store.note_verdict(built.directory, machine=machine, trusted=not reason, reason=reason)

@@ -12,13 +12,13 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from llambo.core.errors import LlamboError
-from llambo.engine import backend_trust, choices, measure
+from llambo.engine import backend_store, backend_trust, choices, measure
 from llambo.engine.backend_store import Built, State
 from llambo.engine.choices import Choice
 from llambo.engine.engines import Engines
@@ -29,15 +29,15 @@ NICENESS = 15
 """Behind the node that serves meanwhile."""
 
 
-def trusted_backends(engines: Engines) -> list[Built]:
+def trusted_backends(engines: Engines, *, niceness: int = 0) -> list[Built]:
     """The backends that may be used here; those that were never tested on this machine are tested now.
 
     Raises: `LlamboError`, `OSError`.
     """
-    reference = backend_trust.Reference()
+    reference = backend_trust.Reference(niceness=niceness)
     for built in engines.built():
         if built.state is State.UNTESTED:
-            backend_trust.self_test(built, machine=this_machine(), reference=reference)
+            backend_trust.self_test(built, machine=this_machine(), reference=reference, niceness=niceness)
     return [one for one in engines.built() if one.state is State.TRUSTED]
 
 
@@ -55,10 +55,11 @@ def calibrate_and_remember(
 
     Raises: `NotMeasured`, `BadModel`, `LlamboError`, `OSError`.
     """
-    backends = trusted_backends(engines)
+    backends = trusted_backends(engines, niceness=niceness)
     choice = measure.calibrate(
         model_path, shape, backends, limit_s=limit_s, thorough=thorough, niceness=niceness, progress=progress
     )
+    choice = replace(choice, compared=backend_store.name_of_all(backends))
     engines.choices().remember(choices.fingerprint(model_path), model_path.name, shape, choice)
     return choice
 
@@ -79,7 +80,8 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):  # not `sys.stdin`, whose lock the interpreter wants when it ends
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

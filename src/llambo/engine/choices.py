@@ -33,7 +33,8 @@ class Choice:
     """How to open an engine. `backend` "" is the wheel's own.
 
     `prefill` and `decode` are how many times the rates of the plain wheel were reached, `prefill_tps` and `decode_tps`
-    the tokens per second of one answer at the time; `private_bytes` what the process had to itself.
+    the tokens per second of one answer at the time; `private_bytes` what the process had to itself. `compared` names
+    the backends that there were (`backend_store.name_of_all`).
     """
 
     backend: str = ""
@@ -46,6 +47,7 @@ class Choice:
     decode_tps: float = 0.0
     private_bytes: int = 0
     rounds: int = 0
+    compared: str = field(default="", compare=False)
     measured_at: float = field(default=0.0, compare=False)
 
 

@@ -22,9 +22,13 @@ log = logging.getLogger("llambo.engine")
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How a node opens its engine; `backend` is a directory of the store, "" the wheel's own."""
+    """How a node opens its engine; `backend` is a directory of the store, "" the wheel's own.
+
+    `library_sha256` is the checksum of the backend's library: a later build in the same place is another backend.
+    """
 
     backend: str
+    library_sha256: str
     threads: int
     batch: int
     flash_attention: str
@@ -39,7 +43,8 @@ class Engines:
         self.home = home
         self.policy = policy or EnginePolicy()
         self._looked: dict[Path, tuple[object, Built]] = {}
-        self._disabled: dict[str, str] = {}  # name -> reason, of backends that failed while we live
+        # (directory, library) -> why: of backends that failed while we live.
+        self._disabled: dict[tuple[Path, str], str] = {}
 
     @property
     def has_any(self) -> bool:
@@ -63,7 +68,7 @@ class Engines:
                 looked = backend_store.look(directory, version=version, processor=processor, machine=machine)
                 known = self._looked[directory] = (stamp, looked)
             one = known[1]
-            reason = self._disabled.get(one.name)
+            reason = self._disabled.get((directory, one.library_sha256))
             found.append(replace(one, state=State.SET_ASIDE, reason=reason) if reason else one)
         return found
 
@@ -80,61 +85,68 @@ class Engines:
         what was built, the wheel's own serves, and the log says why.
         """
         policy = self.policy
-        plain = Opening("", threads, batch, policy.flash_attention, policy.numa, policy.cpus)
+        plain = Opening("", "", threads, batch, policy.flash_attention, policy.numa, policy.cpus)
         if policy.backend == WHEEL or not self.has_any:
             return plain
         try:
             trusted = {one.name: one for one in self.built() if one.state is State.TRUSTED}
             if policy.backend != AUTO:
-                return replace(plain, backend=self._named(policy.backend, trusted))
+                return _with(plain, self._named(policy.backend, trusted))
             choice = self.choices().find(choices.fingerprint(model_path), shape)
         except (LlamboError, OSError) as error:
             log.warning("the wheel's own engine is used: %s", error)
             return plain
         if choice is None or (choice.backend and choice.backend not in trusted):
             return plain
-        opening = _apply(choice, plain, str(trusted[choice.backend].directory) if choice.backend else "")
+        opening = _apply(choice, plain, trusted.get(choice.backend), most=shape.threads)
         return opening if may_change_threads else replace(opening, threads=threads)
 
     def lacks_choice(self, model_path: Path, shape: Shape) -> bool:
-        """Whether it would be worth measuring: something is built that could be used, and nothing is known.
+        """Whether it would be worth measuring: something is built that could be used, and was not compared yet.
 
         Never raises.
         """
         if not (self.policy.calibrate and self.policy.backend == AUTO and self.has_any):
             return False
         try:
-            usable = {one.name for one in self.built() if one.state in {State.TRUSTED, State.UNTESTED}}
+            usable = [one for one in self.built() if one.state in {State.TRUSTED, State.UNTESTED}]
             choice = self.choices().find(choices.fingerprint(model_path), shape) if usable else None
         except (LlamboError, OSError):
             return False
-        return bool(usable) and (choice is None or bool(choice.backend and choice.backend not in usable))
+        return bool(usable) and (choice is None or choice.compared != backend_store.name_of_all(usable))
 
-    def disable(self, name: str, reason: str) -> None:
-        """Sets a backend aside, now and for later: it failed in use. Never raises."""
-        self._disabled[name] = reason
-        log.warning("engine backend %s is set aside: %s", name, reason)
+    def disable(self, directory: Path, library_sha256: str, reason: str) -> None:
+        """Sets a backend aside, now and for later: it failed in use. One that was built in its place since is another.
+
+        Never raises.
+        """
+        self._disabled[directory, library_sha256] = reason
+        log.warning("engine backend %s is set aside: %s", directory.name, reason)
         try:
-            directory = backend_store.tag_dir(self.home, backend.wheel_version()) / name
-            backend_store.note_verdict(directory, machine=this_machine(), trusted=False, reason=reason)
+            backend_store.note_verdict(
+                directory, machine=this_machine(), trusted=False, reason=reason, library_sha256=library_sha256
+            )
         except (LlamboError, OSError) as error:
             log.warning("that could not be written down: %s", error)
 
-    def _named(self, name: str, trusted: dict[str, Built]) -> str:
-        if name in trusted:
-            return str(trusted[name].directory)
-        log.warning("engine.backend is %s, which is not built, or not trusted here: the wheel's own is used", name)
-        return ""
+    def _named(self, name: str, trusted: dict[str, Built]) -> Built | None:
+        if name not in trusted:
+            log.warning("engine.backend is %s, which is not built, or not trusted here: the wheel's own is used", name)
+        return trusted.get(name)
 
 
-def _apply(choice: Choice, plain: Opening, backend_directory: str) -> Opening:
+def _with(opening: Opening, built: Built | None) -> Opening:
+    if built is None:
+        return opening
+    return replace(opening, backend=str(built.directory), library_sha256=built.library_sha256)
+
+
+def _apply(choice: Choice, plain: Opening, built: Built | None, *, most: int) -> Opening:
     """What was measured, within what the node may have: never more threads, and no larger batch, than that."""
-    threads = (
-        min(choice.threads, plain.threads) if choice.threads and plain.threads else choice.threads or plain.threads
-    )
+    threads = min(choice.threads, most) if choice.threads else plain.threads
     batch = choice.batch if 0 < choice.batch < plain.batch else plain.batch
     flash = choice.flash_attention if plain.flash_attention == AUTO else plain.flash_attention
-    return replace(plain, backend=backend_directory, threads=threads, batch=batch, flash_attention=flash)
+    return _with(replace(plain, threads=threads, batch=batch, flash_attention=flash), built)
 
 
 def _stamp(directory: Path) -> object:

@@ -86,7 +86,7 @@ def calibrate(
     # One thread is the rule of thumb for a small model, and a wrong one costs most: its race is about both at once.
     first = tune.rivals(plain, [str(one.directory) for one in backends], counts if is_small_model else ())
     tell(f"{len(backends)} backends")
-    race = Race(model.n_vocab, is_small=shape.is_small, niceness=niceness)
+    race = Race(model.n_vocab, is_small=shape.is_small, niceness=niceness, at_once=_room(model, shape))
     best = race.run(plain, first, until=_share(deadline, 2 if thorough else 1))
     prefill, decode = best.prefill, best.decode
     for stage in range(3 if thorough else 0):
@@ -102,6 +102,18 @@ def calibrate(
             if min(prefill * found.prefill, decode * found.decode) >= tune.SLOWER:
                 best, prefill, decode = found, prefill * found.prefill, decode * found.decode
     return _choice(replace(best, prefill=prefill, decode=decode))
+
+
+def _room(model: gguf.ModelFile, shape: Shape) -> int:
+    """How many engines beside the first may be open at once: what they take is not to end the node that serves.
+
+    Raises: `NotMeasured` where there is no room for a second one.
+    """
+    need = memory.needed(model, ctx=CTX, slots=shape.slots).private_bytes
+    free = memory.available_bytes()
+    if free < 2 * need:
+        raise NotMeasured(f"two engines take {2 * need / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free")
+    return free // need - 1
 
 
 def busy_share() -> float:
@@ -142,13 +154,16 @@ class _Others:
 
 
 class Race:
-    """Rounds of one setting and others in turns; what comes out is the best, against the first."""
+    """Rounds of one setting and others in turns, `at_once` of them at most; what comes out is the best, against the
+    first.
+    """
 
-    def __init__(self, vocabulary: int, *, is_small: bool, niceness: int = 0) -> None:
+    def __init__(self, vocabulary: int, *, is_small: bool, niceness: int = 0, at_once: int = 100) -> None:
         self._first_id = _FIRST_WORD_ID if vocabulary > 2 * _FIRST_WORD_ID else vocabulary // 2
         self._ids = max(1, vocabulary - self._first_id)
         self._is_small = is_small
         self._niceness = niceness
+        self._at_once = at_once
         self._deadline = 0.0
 
     def run(self, base: Setting, others: list[Setting], *, until: float) -> Judged:
@@ -156,13 +171,22 @@ class Race:
 
         Raises: `NotMeasured`.
         """
-        self._deadline = until
         rivals = [one for one in dict.fromkeys(others) if one != base]
+        heats = [rivals[at : at + self._at_once] for at in range(0, len(rivals), self._at_once)] or [[]]
+        winners: list[Judged] = []
+        for number, heat in enumerate(heats):
+            try:
+                winners.append(self._heat(base, heat, _share(until, len(heats) - number)))
+            except NotMeasured:
+                if not winners:  # else what is known by now stands
+                    raise
+        return max(winners, key=lambda one: one.score)
+
+    def _heat(self, base: Setting, rivals: list[Setting], until: float) -> Judged:
+        self._deadline = until
         with ExitStack() as stack:
             first = self._open(stack, base)
-            if first is None:
-                raise NotMeasured("the plain engine does not open the model in time")
-            trials = [(one, trial) for one in rivals if (trial := self._open(stack, one)) is not None]
+            trials = [(one, trial) for one in rivals if (trial := self._open_if_it_can(stack, one)) is not None]
             rest = _Others([first, *(trial for _, trial in trials)])
             samples = self._rounds(first, trials)
             if rest.busy_share() >= BUSY_SHARE:
@@ -177,20 +201,28 @@ class Race:
             )
         return tune.choose(mine, whole, is_small=self._is_small)
 
-    def _open(self, stack: ExitStack, setting: Setting) -> Trial | None:
-        """An engine that is open and warm; None where it fails, or there is no time."""
+    def _open(self, stack: ExitStack, setting: Setting) -> Trial:
+        """An engine that is open and warm. Raises: `NotMeasured`."""
         try:
             left = self._deadline - time.monotonic()
             if left <= 0:
-                return None
+                raise TrialLate("there was no time left")
             trial = stack.enter_context(Trial(setting, timeout_s=left, niceness=self._niceness))
             trial.complete(self._prompt(0, 8), 2, timeout_s=max(0.1, self._deadline - time.monotonic()))
-        except TrialFailed:
-            return None
+        except TrialLate:
+            raise NotMeasured(f"{_name(setting)} does not open the model in time") from None
+        except TrialFailed as error:
+            raise NotMeasured(f"{_name(setting)} does not open the model: {error.message}") from None
         return trial
 
+    def _open_if_it_can(self, stack: ExitStack, setting: Setting) -> Trial | None:
+        try:
+            return self._open(stack, setting)
+        except NotMeasured:
+            return None
+
     def _rounds(self, plain: Trial, others: list[tuple[Setting, Trial]]) -> dict[Trial, list[Sample]]:
-        """The samples; a trial that fails in the middle takes no part any more."""
+        """The samples; one of the others that fails in the middle takes no part any more. Raises: `NotMeasured`."""
         samples: dict[Trial, list[Sample]] = {trial: [] for trial in (plain, *(trial for _, trial in others))}
         running = [plain, *(trial for _, trial in others)]
         sizes, round_s = (PREFILL_TOKENS[0], DECODE_TOKENS[0]), 0.0
@@ -204,11 +236,11 @@ class Race:
                     samples[trial].append(self._sample(trial, number, sizes))
                 except TrialLate:
                     return samples
-                except TrialFailed:
+                except TrialFailed as error:
+                    if trial is plain:
+                        raise NotMeasured(f"{_name(trial.setting)} failed: {error.message}") from None
                     samples[trial].clear()
                     running.remove(trial)
-                    if trial is plain:
-                        return samples
             ended = time.monotonic()
             round_s = ended - began
             if number == 0:
@@ -237,6 +269,10 @@ class Race:
     def _prompt(self, number: int, tokens: int) -> list[int]:
         """Token ids that no cache has seen: another stretch of the vocabulary each time."""
         return [self._first_id + (number * 131 + step * 7) % self._ids for step in range(tokens)]
+
+
+def _name(setting: Setting) -> str:
+    return f"the backend {Path(setting.backend).name}" if setting.backend else "the engine inside the wheel"
 
 
 def _sizes(seen: Sample, seconds: float) -> tuple[int, int]:

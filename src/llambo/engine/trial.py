@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from llambo.core.errors import LlamboError
-from llambo.engine import llama
+from llambo.engine import backend, llama
 
 PREFIX = "llambo-trial-"
 """Begins the names of the directories of trials, among the system's temporary files."""
@@ -43,6 +43,10 @@ class TrialFailed(LlamboError):
 
 class TrialLate(TrialFailed):
     """It took longer than it was given."""
+
+
+class TrialKilled(TrialFailed):
+    """Somebody else ended its process: that says nothing about what was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +137,14 @@ class Trial:
         return self._post("/completion", body | more, timeout_s)
 
     def complete_together(
-        self, prompts: list[str | list[int]], tokens: int, *, timeout_s: float = START_S
+        self, prompts: list[str | list[int]], tokens: int, *, timeout_s: float = START_S, **more: Any
     ) -> list[dict[str, Any]]:
         """As many completions at the same time as there are prompts. Raises: as `complete`."""
         with ThreadPoolExecutor(len(prompts)) as pool:
             try:
-                return list(pool.map(lambda prompt: self.complete(prompt, tokens, timeout_s=timeout_s), prompts))
+                return list(
+                    pool.map(lambda prompt: self.complete(prompt, tokens, timeout_s=timeout_s, **more), prompts)
+                )
             except BaseException:  # whoever is told to end does not wait for answers that nobody wants any more
                 self._kill()
                 raise
@@ -173,26 +179,32 @@ class Trial:
         if not select.select([process.stdout], [], [], left)[0]:
             raise TrialLate("the engine was not open in time")
         line = process.stdout.readline()
-        said = json.loads(line) if line else {}
+        try:
+            said = dict(json.loads(line)) if line else {}
+        except (ValueError, TypeError):
+            raise TrialFailed(f"the engine says {line[:_LOG_TAIL_BYTES]!r} in place of being ready") from None
+        if "failed" in said:
+            raise TrialFailed(str(said["failed"]))
         if "ready" not in said:
-            raise TrialFailed(said.get("failed") or self._ending())
+            raise self._ending()
 
-    def _ending(self) -> str:
-        """How the process ended, as a sentence."""
+    def _ending(self) -> TrialFailed:
+        """How the process ended."""
         assert self._process is not None
         try:
             status = self._process.wait(END_S)
         except subprocess.TimeoutExpired:
-            return "the engine does not answer"
+            return TrialFailed("the engine does not answer")
         tail = self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip().replace("\n", " | ")
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        return f"the engine {how}{f': {tail}' if tail else ''}"
+        kind = TrialKilled if status < 0 and -status not in backend.CRASHES else TrialFailed
+        return kind(f"the engine {how}{f': {tail}' if tail else ''}")
 
     def _post(self, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         try:
             return post(self._socket, path, body, timeout_s=timeout_s)
         except ConnectionError:
-            raise TrialFailed(self._ending()) from None
+            raise self._ending() from None
 
 
 def clear_left() -> None:

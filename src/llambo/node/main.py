@@ -56,7 +56,7 @@ def run(
         try:
             backend.use(prepared)
         except LlamboError as error:
-            say(events_fd, event="unbacked", name=spec.name, backend=prepared.name, message=error.message)
+            say(events_fd, event="unbacked", name=spec.name, message=error.message, lasts=True)
             prepared = None
     # Before the engine has threads, and after everything was opened that lies elsewhere.
     enforced = sandbox.enforce(reads=model_files(spec.model_path), directory=spec.directory)

@@ -9,7 +9,7 @@ Zygote and nodes to launcher, on standard output (each line under PIPE_BUF, so t
     {"event": "unforked", "name", "message"}                 the system would not make the process
     {"event": "ready", "name", "pid", "address", "sandbox",
      "backend"}                                              its engine answers at `address`
-    {"event": "unbacked", "name", "backend", "message"}      that backend cannot be loaded: the wheel's own serves
+    {"event": "unbacked", "name", "message", "lasts"}        its backend cannot be loaded: the wheel's own serves
     {"event": "refused", "name", "message"}                  its engine would not load the model; it ends
     {"event": "failed", "name", "message"}                   the system refused what it needs; it ends
     {"event": "exited", "name", "pid", "status"}             it is gone; status as `subprocess` has it: -9 is SIGKILL
@@ -32,13 +32,14 @@ LINE_MAX = 4096
 class NodeSpec:
     """One node to start. `ctx` is tokens per slot; `threads` 0 leaves the number to the engine.
 
-    `threads_by_default` says that nobody asked for that number: it may be shared with other nodes, and measured.
+    `threads_by_default` says that nobody asked for that number: it may be shared with other nodes, and measured, up to
+    `most_threads`, which it was before.
 
     `directory` is private to the node: its working directory, the home of its socket and of its slots' files.
     `embedding` and `reranking` nodes pool; `alias` is what the engine calls its model in replies, "" for its path.
     `batch` is how many tokens one pass computes, `cache_mib` the memory for idle conversations. `backend` is the
-    directory of a built CPU backend ("": the wheel's own), `cpus` the cores that it may run on (empty: all). `niceness`
-    is added to our own.
+    directory of a built CPU backend ("": the wheel's own) and `library_sha256` the checksum of the library in it that
+    is meant; `cpus` are the cores that it may run on (empty: all). `niceness` is added to our own.
     """
 
     name: str
@@ -55,10 +56,12 @@ class NodeSpec:
     batch: int = 512
     cache_mib: int = 256
     backend: str = ""
+    library_sha256: str = ""
     flash_attention: str = "auto"
     numa: str = ""
     cpus: tuple[int, ...] = ()
     threads_by_default: bool = True
+    most_threads: int = 0
     niceness: int = 0
 
     @property

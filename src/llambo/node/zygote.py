@@ -37,7 +37,8 @@ class Zygote:
     def __init__(self) -> None:
         self._names: dict[int, str] = {}  # pid -> node name
         self._pids: dict[str, int] = {}  # and back
-        self._backends: dict[str, Prepared] = {}  # by directory: loaded once, and shared by every fork
+        # By directory and library: loaded once, and shared by every fork.
+        self._backends: dict[tuple[str, str], Prepared] = {}
         self._lifeline_read, self._lifeline_write = os.pipe()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -100,12 +101,13 @@ class Zygote:
         from llambo.engine import backend  # noqa: PLC0415 - only where something was built
 
         try:
-            if spec.backend not in self._backends:
-                self._backends[spec.backend] = backend.prepare(Path(spec.backend))
-            return self._backends[spec.backend]
+            key = (spec.backend, spec.library_sha256)
+            if key not in self._backends:
+                self._backends[key] = backend.prepare(Path(spec.backend), library_sha256=spec.library_sha256)
+            return self._backends[key]
         except (LlamboError, OSError) as error:
-            name = Path(spec.backend).name
-            node.say(_STDOUT, event="unbacked", name=spec.name, backend=name, message=str(error))
+            lasts = not isinstance(error, backend.NotHere)
+            node.say(_STDOUT, event="unbacked", name=spec.name, message=str(error), lasts=lasts)
             return None
 
     def _become(self, spec: NodeSpec, parent_pid: int, prepared: Prepared | None) -> NoReturn:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llambo.launch.engine")
 
-CALIBRATION_S = 30.0
-"""When a calibration is given up: it takes 5 s, and a self-test before it some more."""
+CALIBRATION_S = 200.0
+"""When a calibration is given up. It takes 5 s; before it comes the self-test of what is untested, and a backend that
+hangs is known as one, and set aside, after a minute."""
 END_S = 5.0
-_CRASHES = frozenset({signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT})
 
 
 class NodeEngines:
@@ -66,6 +66,7 @@ class NodeEngines:
         may_change = spec.threads_by_default or not spec.threads
         if policy.share_cores and may_change:
             spec = dataclasses.replace(spec, threads=share_of_threads(spec.threads, nodes=nodes))
+        spec = dataclasses.replace(spec, most_threads=spec.threads or usable_cores())
         engines = self._engines
         if spec.pools or engines is None:
             return dataclasses.replace(spec, flash_attention=policy.flash_attention, numa=policy.numa, cpus=policy.cpus)
@@ -85,17 +86,23 @@ class NodeEngines:
         A node that was killed, or that ran out of memory, says nothing about its backend.
         """
         engines = self._engines
-        if engines is None or not spec.backend or -status not in _CRASHES:
+        if engines is None or not spec.backend:
+            return False
+        from llambo.engine.backend import CRASHES  # noqa: PLC0415 - only where something was built
+
+        if -status not in CRASHES:
             return False
         name = signal.Signals(-status).name
-        engines.disable(Path(spec.backend).name, f"a node that used it crashed ({name})")
+        engines.disable(Path(spec.backend), spec.library_sha256, f"a node that used it crashed ({name})")
         return True
 
-    def cannot_load(self, backend: str, reason: str) -> None:
-        """Sets a backend aside that a zygote or a node could not load."""
+    def cannot_load(self, spec: NodeSpec, reason: str, *, lasts: bool) -> None:
+        """A zygote or a node could not load a node's backend; where that `lasts`, the backend is set aside."""
         engines = self._engines
-        if engines is not None:
-            engines.disable(backend, f"it could not be loaded: {reason}")
+        if engines is not None and lasts:
+            engines.disable(Path(spec.backend), spec.library_sha256, f"it could not be loaded: {reason}")
+        else:
+            log.warning("node %s has the wheel's own engine: %s", spec.name, reason)
 
     def has_served(self, spec: NodeSpec) -> None:
         """A node is ready: where nothing is known of such a node yet, it is measured, in the background."""
@@ -165,4 +172,5 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _shape(spec: NodeSpec) -> Shape:
-    return Shape.of(ctx=spec.ctx, slots=spec.slots, threads=spec.threads or usable_cores())
+    """The shape that was asked for: a choice may have given the node fewer threads than it may have."""
+    return Shape.of(ctx=spec.ctx, slots=spec.slots, threads=spec.most_threads)

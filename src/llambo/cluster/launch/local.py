@@ -298,7 +298,7 @@ class LocalLauncher:
             case "failed":
                 node.complaint = f"the node could not begin: {event['message']}"
             case "unbacked":
-                self._engines.cannot_load(event["backend"], event["message"])
+                self._engines.cannot_load(node.spec, event["message"], lasts=event["lasts"])
             case "unforked":
                 node.unforked = event["message"]
                 node.exited.set_result("it was never made")
@@ -309,11 +309,14 @@ class LocalLauncher:
                 self._take_exit(node, exit_reason(event["status"]))
 
     def _take_end(self, zygote: ZygoteProcess) -> None:
-        for node in list(self._nodes.values()):
-            if node.zygote is zygote:  # it took its children along
-                if not node.pid and not node.expected_to_end:  # it may have ended while it loaded the backend
-                    self._engines.blames(node.spec, zygote.status)
-                self._take_exit(node, f"its zygote ended: {zygote.ending}")
+        mine = [node for node in self._nodes.values() if node.zygote is zygote]
+        # It carries out one order after the other, so it may have ended while it loaded the backend of the first node
+        # that it has not forked; those after it had no part in that.
+        tried = next((node for node in mine if not node.pid and not node.exited.done()), None)
+        if tried is not None and not tried.expected_to_end:
+            self._engines.blames(tried.spec, zygote.status)
+        for node in mine:  # it took its children along
+            self._take_exit(node, f"its zygote ended: {zygote.ending}")
 
     def _take_exit(self, node: _Node, reason: str) -> None:
         if node.exited.done():
