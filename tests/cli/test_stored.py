@@ -16,6 +16,7 @@ async def test_names_are_those_of_models_that_can_be_loaded(walk_model: Path) ->
     directory.mkdir(parents=True)
     (directory / "w.gguf").write_bytes(walk_model.read_bytes())
     (directory / "broken.gguf").write_bytes(b"GGUF")
+    (directory / "caf\udce9.gguf").write_bytes(walk_model.read_bytes())  # in Latin-1: a name that no request can give
     models = StoredModels(paths.home())
     assert models.names() == [], "nobody has looked yet, and asking does not wait"
     await models.close()

@@ -171,9 +171,12 @@ def test_the_parts_of_an_infill_are_its_text() -> None:
         (b'{"messages":' + b"[" * 500 + b"]" * 500 + b"}", "nested"),
         (b'{"messages":' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}", "nested"),
         (b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested"),
-        (b"[" * 1_000_000, "nested"),
+        (b"[" * 1_000_000, "no JSON object"),
+        (b'{"a":' * 1_000_000, "nested"),
+        (b'{"a":' + b"[" * 200 + b'"' + b'\\"' * 1_000_000, "not JSON"),  # a string in a million places, and no end
+        (b'{"a":' + b"[" * 200 + b'"' + b"\\" * 1_000_000, "not JSON"),
     ],
-    ids=range(15),
+    ids=range(18),
 )
 def test_what_is_no_body_is_refused(body: bytes, says: str) -> None:
     assert says in refused(body).message
@@ -181,7 +184,7 @@ def test_what_is_no_body_is_refused(body: bytes, says: str) -> None:
 
 def test_brackets_in_strings_do_not_nest_and_wide_is_not_deep() -> None:
     assert chat(messages=[{"role": "user", "content": '[{"\\' * 500}]).text
-    assert chat(logit_bias=[[token, 1] for token in range(1000)])
+    assert chat(logit_bias=[[token, 1] for token in range(100_000)])
 
 
 def test_a_schema_may_be_as_deep_as_schemas_may_be() -> None:

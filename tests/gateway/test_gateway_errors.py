@@ -108,8 +108,8 @@ def node_error(**error: object) -> bytes:
 
 def test_a_prompt_that_is_too_long_is_told_with_both_numbers() -> None:
     body = node_error(code=400, message="m", type="exceed_context_size_error", n_prompt_tokens=700, n_ctx=512)
-    failure = failure_of_node(400, body, "n1")
-    assert (failure.status, failure.code) == (400, "context_length_exceeded")
+    failure = failure_of_node(400, body, "n1", "prompt")
+    assert (failure.status, failure.code, failure.param) == (400, "context_length_exceeded", "prompt")
     assert "700" in failure.message
     assert "512" in failure.message
 
@@ -134,3 +134,10 @@ def test_a_refusal_that_is_no_llama_cpp_is_told_with_its_status(body: bytes) -> 
     assert (failure.status, failure.code) == (400, "bad_request")
     assert "n7" in failure.message
     assert "422" in failure.message
+
+
+def test_words_that_are_no_text_do_not_keep_a_failure_from_being_told() -> None:
+    failure = Failure(503, "bad_model", "caf\udce9.gguf is broken")
+    for dialect in ("openai", "responses", "anthropic"):
+        assert b"caf?.gguf is broken" in failure.body(dialect)
+        assert b"caf?.gguf is broken" in failure.event(dialect)

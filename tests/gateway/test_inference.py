@@ -230,6 +230,7 @@ async def test_a_nodes_own_refusal_is_put_into_the_envelope(cluster: Cluster, st
         first, second = await post(served, stream=stream), await post(served, stream=stream)
     assert (first.status_code, first.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert "700" in first.json()["error"]["message"]
+    assert first.json()["error"]["param"] == "messages"
     assert second.json()["error"] == {
         "message": "grammar is odd",
         "type": "invalid_request_error",

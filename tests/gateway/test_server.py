@@ -19,6 +19,12 @@ from websockets.exceptions import ConnectionClosed
 from llambo.core.errors import BadConfig, NameInUse, Refused
 from llambo.core.tokens import TokenStore
 
+HANDSHAKE = {
+    "connection": "Upgrade",
+    "upgrade": "websocket",
+    "sec_websocket_version": "13",
+    "sec_websocket_key": "AAECAwQFBgcICQoLDA0ODw==",
+}
 CHUNK = b"10000\r\n" + b"x" * 65536 + b"\r\n"
 
 
@@ -91,6 +97,84 @@ async def test_beyond_this_machine_it_needs_a_valid_token_and_warns_without_tls(
     async with serving(tmp_path, listen="0.0.0.0:0") as server:
         assert "has no TLS" in caplog.text
         assert (await ask(server)).status == 200, "over loopback it is the local machine that asks"
+
+
+# --- several requests in one piece ---
+
+
+async def test_a_hang_up_is_heard_by_the_answer_before_the_last_request(tmp_path: Path) -> None:
+    app = Told()
+    async with serving(tmp_path, app) as server:
+        reader, writer = await connect(server)
+        writer.write(header("/stream") + header("/stream"))
+        await reader.readuntil(b"one\r\n")
+        writer.transport.abort()
+        await asyncio.wait_for(app.hung_up.wait(), 5)
+
+
+async def test_a_body_that_stops_behind_a_stream_does_not_end_it(tmp_path: Path) -> None:
+    app = Told()
+    async with serving(tmp_path, app, header_timeout=0.2) as server:
+        reader, writer = await connect(server)
+        writer.write(header("/stream") + header("/v1/chat/completions", "POST", content_length="9") + b"half")
+        await reader.readuntil(b"one\r\n")
+        await asyncio.sleep(0.6)  # nothing happens: that is what is tested
+        app.release.set()
+        assert (await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 5)).startswith(b"3\r\ntwo\r\n")
+        assert (await read_reply(reader)).status == 408
+        writer.close()
+
+
+async def test_a_websocket_behind_a_stream_is_none(tmp_path: Path) -> None:
+    app = Told()
+    async with serving(tmp_path, app) as server:
+        reader, writer = await connect(server)
+        writer.write(header("/stream"))
+        await reader.readuntil(b"one\r\n")
+        writer.write(header("/v1/ws", **HANDSHAKE))
+        assert b"101" not in await ends(reader)
+        await asyncio.wait_for(app.hung_up.wait(), 5)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"content_length": "5"},
+        {"transfer_encoding": "chunked"},
+        {"x_long": "x" * 9000},
+        {f"x_{number}": "y" for number in range(200)},
+    ],
+    ids=["length", "chunked", "long", "many"],
+)
+async def test_a_handshake_that_cannot_be_is_refused_at_once_and_a_stop_is_a_stop(
+    tmp_path: Path, wrong: dict[str, str]
+) -> None:
+    async with serving(tmp_path) as server:
+        reader, writer = await connect(server)
+        writer.write(header("/v1/ws", **HANDSHAKE, **wrong))
+        assert (await ends(reader)).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
+        writer.close()
+        await asyncio.wait_for(server.stop(5), 5)
+
+
+async def test_a_client_that_asks_before_it_sends_is_not_waited_for_once_it_was_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path, require_token=True, header_timeout=0.3) as server:
+        reader, writer = await connect(server)
+        writer.write(header("/v1/chat/completions", "POST", expect="100-continue", content_length="2000"))
+        reply = await read_reply(reader)
+        assert (reply.status, reply.headers["connection"]) == (401, "close")
+        assert await ends(reader) == b""
+        writer.close()
+
+
+async def test_a_refused_body_that_never_comes_is_no_second_reply(tmp_path: Path) -> None:
+    async with serving(tmp_path, require_token=True, header_timeout=0.2) as server:
+        reader, writer = await connect(server)
+        writer.write(header("/v1/chat/completions", "POST", content_length="2000") + b"some")
+        assert (await read_reply(reader)).status == 401
+        assert await ends(reader) == b""
+        writer.close()
 
 
 # --- slow and silent clients ---

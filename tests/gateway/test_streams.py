@@ -248,8 +248,19 @@ async def test_a_stop_that_cuts_a_stream_off_says_so_in_it(cluster: Cluster) -> 
         rest = b"".join([piece async for piece in pieces])
         await stopping
     error = json.loads(rest.removeprefix(b"data: "))["error"]
-    assert error["code"] == "cancelled"
+    assert error["code"] == "stopping"
     assert "stopped" in error["message"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_reply_that_has_not_begun_when_the_drain_ends_is_a_503(cluster: Cluster, stream: bool) -> None:
+    relays = MadeUp([], before=never())
+    async with serving(cluster, relays) as served:
+        asking = asyncio.create_task(served.client.post(CHAT, json=BODY | {"stream": stream}))
+        await relays.entered.wait()
+        await served.server.stop(0)
+        got = await asking
+    assert (got.status_code, got.json()["error"]["code"]) == (503, "stopping")
 
 
 async def test_a_lost_stream_can_be_forgotten(cluster: Cluster) -> None:

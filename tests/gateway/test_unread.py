@@ -111,3 +111,17 @@ async def test_the_end_of_an_answer_that_nobody_reads_is_not_kept_for_ever(
                 await relays.closed.wait()
             await no_connection(served)
             assert served.gateway.streams.running == 0
+
+
+async def test_to_a_client_of_http_1_0_a_stream_is_its_events_and_the_end_of_the_connection(cluster: Cluster) -> None:
+    async with serving(cluster, MadeUp([Reply([PIECE, DONE])])) as served:
+        with client(served) as sock:
+            body = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": True}).encode()
+            request = header(CHAT, "POST", content_length=str(len(body))).replace(b"HTTP/1.1", b"HTTP/1.0") + body
+            await asyncio.get_running_loop().sock_sendall(sock, request)
+            got = b""
+            while data := await read(sock):
+                got += data
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert body == PIECE + DONE

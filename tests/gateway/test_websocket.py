@@ -204,6 +204,47 @@ async def test_a_client_that_does_not_read_slows_its_own_answers_alone_and_may_s
             assert min(freed_after) < 1, "the best counts: a busy machine may add to one"
 
 
+async def test_a_ping_does_not_keep_a_cancel_from_being_heard(tmp_path: Path, tiny_model: Path) -> None:
+    async with Chatter() as cluster:
+        await cluster.load(str(tiny_model), options=SMALL)
+        async with serving(cluster, tmp_path) as served, served.talk(max_queue=1) as slow:
+            await slow.infer("flood", session="flood")
+            before = -1
+            while before != cluster.given:  # until nothing more is taken from it
+                before = cluster.given
+                await asyncio.sleep(0.5)
+            for _ in range(3):
+                await slow.send(type="ping")
+            await slow.send(type="cancel", id="flood")
+            await until_busy(served, 0)
+            slow.connection.transport.abort()
+
+
+async def test_a_token_that_was_revoked_asks_nothing_more_and_is_told_nothing_more(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    async with Cluster() as cluster:
+        await cluster.load(str(tiny_model), options=SMALL)
+        async with serving(cluster, tmp_path, requests_per_minute=3) as served:
+            token, secret = served.tokens.create("infer")
+            mine = {"additional_headers": {"authorization": f"Bearer {secret}"}}
+            url = f"ws://{served.address}/ws/events"
+            async with served.talk(**mine) as client, connect(url, **mine) as told:
+                await client.infer("a")
+                assert (await client.answer("a"))[1]["type"] == "done"
+                await client.infer("b")
+                refused = (await client.answer("b"))[1]
+                assert (refused["code"], "too many requests" in refused["message"]) == ("overloaded", True)
+                served.tokens.revoke(token)
+                await client.infer("c")
+                refused = (await client.answer("c"))[1]
+                assert (refused["code"], "revoked" in refused["message"]) == ("refused", True)
+                cluster.set_strategy("random")
+                with pytest.raises(ConnectionClosed):
+                    while b"random" not in await asyncio.wait_for(told.recv(decode=False), 10):
+                        pass
+
+
 async def test_a_client_that_never_reads_loses_its_answers(
     tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,8 +255,10 @@ async def test_a_client_that_never_reads_loses_its_answers(
                 await slow.infer(key, session="flood")
             await until_busy(served, 2)
             await until_busy(served, 0, limit_s=5)
+            async with asyncio.timeout(5):
+                await served.server._state.connections.none_left.wait()
             slow.connection.transport.abort()
-    assert caplog.text.count("left its answers unread for 0.3 s") == 1
+    assert caplog.text.count("a client has left its answer unread for 0.3 s: dropped") == 1
 
 
 async def test_more_than_the_limit_of_requests_or_bytes_is_refused_and_what_runs_goes_on(

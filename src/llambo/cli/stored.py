@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from llambo.core.types import as_text
 from llambo.engine import models
 
 _FRESH_S = 10.0
@@ -32,7 +33,9 @@ class StoredModels:
         except OSError as error:
             _log.warning("cannot look for models: %s", error)
         else:
-            self._paths = {model.ref: str(model.path) for model in found if not model.problem}
+            # No request can ask for a name that is no text, and no reply could tell it.
+            named = (model for model in found if not model.problem and as_text(model.ref) == model.ref)
+            self._paths = {model.ref: str(model.path) for model in named}
 
     def names(self, *, without: Collection[str] = ()) -> list[str]:
         """Those that were there some seconds ago at most, when somebody has asked by then; not the files `without`."""

@@ -19,7 +19,8 @@ MAX_BYTES = 64 * 2**10
 MAX_DEPTH = 64
 
 # Where GBNF takes a parenthesis for a character: texts, character classes, tokens and comments.
-_NO_GROUPS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^]\\])*\]|<[^>]*>|#[^\r\n]*', re.DOTALL)
+# One that does not end is taken to the text's end: to look again from within it would take the square of its length.
+_NO_GROUPS = re.compile(r'"(?:\\.?|[^"\\])*+("?)|\[(?:\\.?|[^]\\])*+(\]?)|<[^>]*+(>?)|(#)[^\r\n]*+', re.DOTALL)
 
 
 def check(request: GenerateRequest) -> None:
@@ -34,7 +35,7 @@ def check_grammar(grammar: str) -> None:
     """Raises: `BadRequest` for one that is too large or has too many parentheses open at once."""
     _check_size("grammar", grammar)
     depth = 0
-    for character in _NO_GROUPS.sub("", grammar):
+    for character in _NO_GROUPS.sub(lambda found: "" if found[found.lastindex or 0] else found[0], grammar):
         depth += (character == "(") - (character == ")")
         if depth > MAX_DEPTH:
             raise BadRequest(

@@ -112,6 +112,11 @@ class TokenStore:
             return None
         return found.public()
 
+    def is_valid(self, token_id: str) -> bool:
+        """Whether the token of that id, which was verified before, has neither expired nor been revoked since."""
+        expires = (entry.expires for entry in self._read() if entry.id == token_id)
+        return any(moment is None or moment > self._now() for moment in expires)
+
     def _read(self) -> tuple[_Entry, ...]:
         try:
             with self._path.open("rb") as file:

@@ -32,6 +32,11 @@ def check_unicode(what: str, text: str) -> None:
         raise BadRequest(f"{what} is not valid Unicode text (position {error.start})") from None
 
 
+def as_text(words: str) -> str:
+    """The words without half characters, which those of a system may hold (a file's name) and no reply can carry."""
+    return words.encode("utf-8", "replace").decode()
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""

@@ -14,7 +14,8 @@
     websocket           many requests over one WebSocket, and the cluster's events
     app                 all of it as one ASGI application
     guard               in front of it: who asks, from which page, how often
-    connection, shared  a client's connection and its limits; what connections share
+    connection          a client's connection and its limits; `websocket_connection` once it is a WebSocket
+    shared              what connections share
     listen, server      on which addresses, and uvicorn
 
 Decides nothing of the cluster's: which node answers is `cluster.relay.Relays`'s business.

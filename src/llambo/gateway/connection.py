@@ -15,14 +15,14 @@ from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from llambo.gateway.cork import Cork
 from llambo.gateway.errors import Failure, dialect_of
 from llambo.gateway.output import EXTENSION, Output
 from llambo.gateway.unread import Unread
+from llambo.gateway.websocket_connection import WebSocketConnection
 
 MAX_HEADER_BYTES = 64 * 1024
 _LINGER_S = 1.0
@@ -66,14 +66,14 @@ class Connection(HttpToolsProtocol):
         self._is_handed_over = False  # a WebSocket has it
         self._is_in_body = False
         self._has_begun = self._has_url = self._is_upgrade_declined = False
+        self._answering: RequestResponseCycle | None = None  # `cycle` is the request that came last
         self._head_bytes = self._body_bytes = 0
         self._checked_bytes = 0
 
     @property
     def is_busy(self) -> bool:
         """Whether a request is being answered."""
-        # uvicorn types what is None before the first request as if it never were.
-        return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]
+        return self._answering is not None and not self._answering.response_complete
 
     # --- the transport's calls ---
 
@@ -127,7 +127,7 @@ class Connection(HttpToolsProtocol):
 
         Some clients offer HTTP/2 with their first request, whatever it is (RFC 9110, 7.8: it may be ignored).
         """
-        lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         for name, value in self.headers:
             if name == b"connection":
                 lines += [b"connection: close"] if b"close" in value.lower() else []
@@ -145,14 +145,22 @@ class Connection(HttpToolsProtocol):
         """Forgets the connection."""
         self._stop_timer()
         self._unread.stop()
+        self._tell_all_gone()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
         """Hands the connection over; its header is complete."""
+        if self.is_busy:  # behind an answer, which is still being written here
+            self._take_no_more()
+            self.transport.close()
+            return
         self._stop_timer()
         self._unread.stop()
         self._is_handed_over = True
         super().handle_websocket_upgrade()
+        taken_over = self.transport.get_protocol()
+        assert isinstance(taken_over, WebSocketConnection)
+        taken_over.begin(self._limits.write_timeout_s, refusal=_reply(_no_handshake(), self.url))
 
     # --- a client that does not read ---
 
@@ -167,6 +175,10 @@ class Connection(HttpToolsProtocol):
         self._unread.stop()
         if self.transport.is_closing():
             self._unread.watch()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """A reply has ended; of a connection that ends with it the last bytes may never be read."""
@@ -211,7 +223,8 @@ class Connection(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             # The task that answers has been made, and has not begun.
             self.cycle.transport = self._cork  # type: ignore[assignment]  # as much of it as an answer uses
-            self.scope["extensions"] = {EXTENSION: Output(self.cycle, self._cork, self.loop.time)}  # type: ignore[dict-item]
+            output = Output(self.cycle, self._cork, self.loop.time, is_chunked=self.scope["http_version"] != "1.0")
+            self.scope["extensions"] = {EXTENSION: output}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body; its length need not have been announced."""
@@ -244,9 +257,11 @@ class Connection(HttpToolsProtocol):
         enough = came >= _BODY_BYTES_PER_S * self._limits.header_timeout_s
         self._checked_bytes = self._body_bytes
         self._timer = None
-        # A body that nobody takes from us is not the client's fault.
-        if enough or self.flow.read_paused:
+        # A body that nobody takes from us is not the client's fault, and one behind an answer has time until that ends.
+        if enough or self.flow.read_paused or (self.is_busy and self._answering is not self.cycle):
             self._timer = self.loop.call_later(self._limits.header_timeout_s, self._look_at_body)
+        elif self.cycle.response_complete:  # it was refused, so its client need not send it
+            self.transport.close()
         else:
             self._refuse(Failure(408, "timeout", "the request's body stopped in the middle"))
 
@@ -260,18 +275,15 @@ class Connection(HttpToolsProtocol):
         raise _NotTaken
 
     def _refuse(self, failure: Failure) -> None:
-        """Answers with `failure` where nothing is being answered, and ends the connection."""
-        self._stop_timer()
-        self._cork.flush()
-        self._is_refused = True
-        self._body_bytes = 0
-        cycle = self.cycle
-        if self.is_busy:
-            cycle.disconnected = True  # the application reads that its client is gone
-            cycle.message_event.set()
-            if cycle.response_started or not self._is_in_body:
-                self.transport.close()
-                return
+        """Answers with `failure`, unless an answer has begun, or is another request's; and ends the connection."""
+        answering = self._answering
+        has_place = answering is None or answering.response_complete
+        if answering is not None and not has_place:
+            has_place = answering is self.cycle and self._is_in_body and not answering.response_started
+        self._take_no_more()
+        if not has_place:
+            self.transport.close()
+            return
         self.transport.write(_reply(failure, self.url if self._has_url else b""))
         if self.transport.can_write_eof():
             # Closing with unread bytes would reset the connection, and the client might never see the answer.
@@ -281,27 +293,34 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _take_no_more(self) -> None:
+        """From here on nothing is parsed, and nobody is answered."""
+        self._stop_timer()
+        self._cork.flush()
+        self._is_refused = True
+        self._body_bytes = 0
+        self._tell_all_gone()
+
+    def _tell_all_gone(self) -> None:
+        """The application reads that its client is gone, also for requests that came before the last one."""
+        for cycle in (self._answering, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
-class WebSocketConnection(WebSocketsSansIOProtocol):
-    """A connection that was taken over from `Connection`."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.logger = _log
-
-    @property
-    def path(self) -> str:
-        """What was asked for; "" before the handshake."""
-        return self.scope["path"] if self.handshake_initiated else ""
-
-
 def _too_long_a_head() -> Failure:
     return Failure(431, "bad_request", f"the request's header is larger than the limit of {MAX_HEADER_BYTES} bytes")
+
+
+def _no_handshake() -> Failure:
+    text = "this is no WebSocket's handshake as it should be: GET without a body, and no endless headers"
+    return Failure(400, "bad_request", text)
 
 
 def _reply(failure: Failure, url: bytes) -> bytes:

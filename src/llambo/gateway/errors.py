@@ -15,6 +15,7 @@ import msgspec
 from llambo.core import errors
 from llambo.core.errors import LlamboError
 from llambo.core.llama_fault import LlamaFault, fault_in
+from llambo.core.types import as_text
 from llambo.gateway import sse
 
 Dialect = Literal["openai", "responses", "anthropic"]
@@ -40,6 +41,12 @@ class Conflict(LlamboError):
     """What was asked does not go with what is happening now."""
 
     code = "conflict"
+
+
+class Stopping(LlamboError):
+    """The daemon stops: what runs may end, nothing new begins."""
+
+    code = "stopping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +79,15 @@ class Failure:
         """The same as an event in a stream, with the empty line that ends it."""
         envelope = self._envelope(dialect)
         if dialect == "responses":
-            envelope |= {"type": "error", "code": self.code, "message": self.message, "param": self.param}
+            envelope |= {"type": "error", "code": self.code, "message": as_text(self.message), "param": self.param}
         return sse.event(msgspec.json.encode(envelope), "" if dialect == "openai" else "error")
 
     def _envelope(self, dialect: Dialect) -> dict[str, Any]:
         openai_type, anthropic_type = _TYPES.get(self.status, ("server_error", "api_error"))
+        message = as_text(self.message)
         if dialect == "anthropic":
-            return {"type": "error", "error": {"type": anthropic_type, "message": self.message, "code": self.code}}
-        error = {"message": self.message, "type": openai_type, "param": self.param, "code": self.code}
+            return {"type": "error", "error": {"type": anthropic_type, "message": message, "code": self.code}}
+        error = {"message": message, "type": openai_type, "param": self.param, "code": self.code}
         return {"error": error, "llambo": self.extensions} if self.extensions else {"error": error}
 
 
@@ -106,6 +114,7 @@ _ROWS: dict[type[LlamboError], tuple[int, str]] = {
     errors.NotFound: (404, "model_not_found"),  # the cluster's: of what a request names only a model may be unknown
     Missing: (404, "not_found"),
     Conflict: (409, "conflict"),
+    Stopping: (503, "stopping"),
     errors.Cancelled: (409, "cancelled"),
     errors.NoQuorum: (409, "no_quorum"),
     errors.Refused: (403, "refused"),
@@ -151,15 +160,16 @@ def dialect_of(path: str) -> Dialect:
 # --- what a node refused ----------------------------------------------------------------------------------------------
 
 
-def failure_of_node(status: int, body: bytes, node: str) -> Failure:
+def failure_of_node(status: int, body: bytes, node: str, prompt: str | None = None) -> Failure:
     """What a node's refusal for a request's own fault is to the outside; `status` is from 400 to 499.
 
-    Its words are kept, the envelope is ours. Any other refusal comes as an error of the cluster.
+    Its words are kept, the envelope is ours. Any other refusal comes as an error of the cluster. `prompt` is the member
+    of the body that has the prompt.
     """
     fault = fault_in(body) or LlamaFault()
     if fault.type == "exceed_context_size_error":
         counts = f"the prompt has {fault.n_prompt_tokens} tokens and the context holds {fault.n_ctx}"
         advice = "shorten it or load the model with a larger ctx"
-        return Failure(400, "context_length_exceeded", f"{counts}; {advice}", "messages")
+        return Failure(400, "context_length_exceeded", f"{counts}; {advice}", prompt)
     message = fault.message or f"node {node} refused the request with HTTP status {status} and no reason"
     return Failure(status if status in _TYPES else 400, HTTP_CODES.get(status, "bad_request"), message)

@@ -31,25 +31,31 @@ class Fused:
         self._objects = objects
         self._casts: list[VoteCast] = []
 
-    async def answer(self) -> None:
+    async def answer(self, streams: Streams) -> None:
         """A reply that is no stream."""
+        leash = Leash(self._exchange.receive)
+        try:
+            with streams.answering(leash.pull):
+                async with leash:
+                    text, done = await self._collected()
+        except LlamboError as error:
+            raise self._refusal(error) from error
+        await self._exchange.json(self._objects.whole(text, done), node=done.node)
+
+    async def _collected(self) -> tuple[str, Done]:
         pieces: list[str] = []
         done: Done | None = None
-        async with Leash(self._exchange.receive):
-            try:
-                async with aclosing(self._door.generate(self._request)) as events:
-                    async for event in events:
-                        match event:
-                            case VoteCast():
-                                self._casts.append(event)
-                            case TokenEvent(text):
-                                pieces.append(text)
-                            case Done():
-                                done = _whole(event)
-            except LlamboError as error:
-                raise self._refusal(error) from error
+        async with aclosing(self._door.generate(self._request)) as events:
+            async for event in events:
+                match event:
+                    case VoteCast():
+                        self._casts.append(event)
+                    case TokenEvent(text):
+                        pieces.append(text)
+                    case Done():
+                        done = _whole(event)
         assert done is not None, "a stream of events ends in Done or raises"
-        await self._exchange.json(self._objects.whole("".join(pieces), done), node=done.node)
+        return "".join(pieces), done
 
     async def deliver(self, streams: Streams, stream: Stream, *, ping_s: float, with_usage: bool) -> None:
         """A stream: votes as they are cast, the answer, its end. Whoever loses it has to ask again: it is not kept."""

@@ -12,10 +12,10 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
-from llambo.core.errors import LlamboError
+from llambo.core.errors import LlamboError, Overloaded, Refused
 from llambo.core.sections import Gateway as GatewaySettings
 from llambo.core.tokens import SECRET_PREFIX, Scope, TokenStore
 from llambo.gateway.errors import Failure, dialect_of
@@ -92,6 +92,8 @@ class Guard:
         if failure is not None:
             await _refuse(failure, scope, asked, receive, send)
             return
+        if scope["type"] == "websocket":
+            state["again"] = partial(self._refusal_later, state["owner"], _rate_key(scope))
         await self._pass_on(scope, asked, receive, send)
 
     async def _pass_on(self, scope: Any, asked: _Asked, receive: Receive, send: Send) -> None:
@@ -157,7 +159,7 @@ class Guard:
         if _RANK[state["scope"]] < _RANK[needed]:
             text = f"this needs a token with scope {needed}, and the one given has {state['scope']}"
             return Failure(403, "refused", text)
-        return self._over_rate(scope)
+        return self._over_rate(_rate_key(scope))
 
     def _authenticate(self, scope: Any, asked: _Asked) -> Failure | None:
         """Puts who asks into the request's state."""
@@ -183,15 +185,30 @@ class Guard:
         state["scope"] = "infer"
         return None
 
-    def _over_rate(self, scope: Any) -> Failure | None:
+    def _refusal_later(self, owner: str, rate_key: str, *, counts: bool = True) -> LlamboError | None:
+        """Why a client whose handshake is done may not ask, or be told, once more; what `counts` is of its rate."""
+        try:
+            if owner and not self._tokens.is_valid(owner):
+                return Refused("the token is not valid any more: it has expired or was revoked")
+        except LlamboError as error:  # of the token file
+            _log.error("tokens cannot be checked: %s", error.message)
+            return LlamboError("tokens cannot be checked now: the log says why")
+        failure = self._over_rate(rate_key) if counts else None
+        return Overloaded(failure.message) if failure is not None else None
+
+    def _over_rate(self, key: str) -> Failure | None:
         if self._rates is None:
             return None
-        client = scope.get("client")
-        key = scope["state"]["owner"] or (f"from {client[0]}" if client else "from here")
         wait_s = self._rates.take(key, self._clock())
         if wait_s == 0:
             return None
         return Failure(429, "rate_limit_exceeded", f"too many requests: try again in {wait_s:.1f} s", None, wait_s)
+
+
+def _rate_key(scope: Any) -> str:
+    """Whose requests count together: a token's, or those of an address."""
+    client = scope.get("client")
+    return scope["state"]["owner"] or (f"from {client[0]}" if client else "from here")
 
 
 def _wanted(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, str]:
@@ -268,13 +285,18 @@ async def _answer_preflight(scope: Any, asked: _Asked, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+def _waits_to_send(scope: Any) -> bool:
+    """Whether the client sends its body only if it is told to; then what comes next may be a body or a request."""
+    return any(name == b"expect" for name, _ in scope["headers"])
+
+
 async def _refuse(failure: Failure, scope: Any, asked: _Asked, receive: Receive | None, send: Send) -> None:
     """Answers instead of the application; a WebSocket is refused before its handshake."""
     body = failure.body(dialect_of(scope["path"]))
     headers = [*failure.headers, (b"content-length", str(len(body)).encode()), *asked.reply]
     if failure.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="llambo"'))
-    if failure.code == "stopping":
+    if failure.code == "stopping" or _waits_to_send(scope):
         headers.append((b"connection", b"close"))
     kind = "http"
     if scope["type"] == "websocket":

@@ -144,7 +144,7 @@ def _add(router: APIRouter, endpoint: Endpoint, raw: Raw) -> None:
 
 
 async def _pass_on(gateway: Gateway, exchange: Exchange, request: RelayRequest) -> None:
-    body, reply = await relay.answer(exchange, gateway.relays, request)
+    body, reply = await relay.answer(exchange, gateway.relays, gateway.streams, request)
     headers = [(b"content-type", reply.content_type.encode("latin-1"))]
     await exchange.whole(200, headers, body, reply.node)
 
@@ -153,7 +153,7 @@ async def _fuse(gateway: Gateway, exchange: Exchange, asked: Asked, request: Rel
     wanted = openai.request_of(asked, "chat" if request.path == CHAT_PATH else "text")
     fused = Fused(exchange, gateway.door, wanted, objects_for(exchange, gateway.door, wanted))
     if not request.streams:
-        await fused.answer()
+        await fused.answer(gateway.streams)
         return
     stream = Stream(exchange.id, exchange.owner, request, exchange.dialect, body_bytes)
     ping_s = gateway.settings.ping_interval
@@ -189,7 +189,7 @@ def _add_looks(router: APIRouter, gateway: Gateway) -> None:
     async def slots(request: Request) -> Response:
         async def work(exchange: Exchange) -> None:
             await exchange.body()
-            body, reply = await relay.answer(exchange, gateway.relays, _look("/slots", request))
+            body, reply = await relay.answer(exchange, gateway.relays, gateway.streams, _look("/slots", request))
             await exchange.whole(200, JSON, without_prompts(body), reply.node)
 
         return Raw(work)

@@ -15,7 +15,7 @@ from llambo.cluster.control import ClusterEvent
 from llambo.core.errors import BadRequest, LlamboError, TooLarge
 from llambo.core.fusion import VoteCast
 from llambo.core.fusion_document import cast_document, fusion_document
-from llambo.core.types import Done, GenerateRequest, Message, Role, Sampling, TokenEvent, check_unicode
+from llambo.core.types import Done, GenerateRequest, Message, Role, Sampling, TokenEvent, as_text, check_unicode
 from llambo.gateway.fusion import Wanted
 
 MAX_MESSAGE_BYTES = 2**20
@@ -27,12 +27,6 @@ Id = int | str
 _MAX_ID_CHARACTERS = 128
 _MAX_ID = 2**53  # beyond it JavaScript counts no more
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-class Stopping(LlamboError):
-    """The daemon stops: what runs may end, nothing new begins."""
-
-    code = "stopping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,18 +232,13 @@ def _done(key: Id, *, failovers: int = 0, **members: object) -> str:
 
 def error(key: Id | None, what: LlamboError) -> str:
     """An infer ended in an error; None: something else that the client said was wrong."""
-    return _encode({"type": "error", "id": key, "code": what.code, "message": _whole(what.message)}).decode()
+    return _encode({"type": "error", "id": key, "code": what.code, "message": as_text(what.message)}).decode()
 
 
 def happened(event: ClusterEvent) -> str:
     """A cluster event. `time` in seconds since 1970."""
     fields = {
-        name: value if value is None or isinstance(value, int | float) else _whole(str(value))
+        name: value if value is None or isinstance(value, int | float) else as_text(str(value))
         for name, value in event.fields.items()
     }
     return _encode({"time": round(event.time, 3), "kind": event.kind, "fields": fields}).decode()
-
-
-def _whole(text: str) -> str:
-    """The text without half characters, which a system's words may hold and no message can carry."""
-    return text.encode("utf-8", "replace").decode()

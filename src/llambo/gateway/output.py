@@ -23,17 +23,28 @@ class ClientGone(Exception):
 
 
 class Output:
-    """The body of one reply, between its headers, which name no length, and its end."""
+    """The body of one reply, between its headers, which name no length, and its end.
 
-    __slots__ = ("_clock", "_cycle", "_flow", "_write", "last_s")
+    To a client of HTTP/1.0 it is not `is_chunked`.
+    """
 
-    def __init__(self, cycle: RequestResponseCycle, cork: Cork, clock: Callable[[], float]) -> None:
+    __slots__ = ("_clock", "_cycle", "_flow", "_is_chunked", "_write", "last_s")
+
+    def __init__(
+        self, cycle: RequestResponseCycle, cork: Cork, clock: Callable[[], float], *, is_chunked: bool = True
+    ) -> None:
         self._cycle = weakref.ref(cycle)  # its scope knows us, and it lives for as long as the application does
         self._flow = cycle.flow
         self._write = cork.send
         self._clock = clock
+        self._is_chunked = is_chunked
         self.last_s = 0.0
         """When something was written last, by `clock`."""
+
+    def begin(self) -> None:
+        """Before the headers are sent. Without chunks the end of the connection is the body's (RFC 9112, 6.1)."""
+        if not self._is_chunked and (cycle := self._cycle()) is not None:
+            cycle.chunked_encoding = False
 
     @property
     def has_room(self) -> bool:
@@ -45,7 +56,7 @@ class Output:
         if self._is_gone():
             return False
         self.last_s = self._clock()
-        self._write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
         return not self._flow.write_paused
 
     async def room(self) -> None:

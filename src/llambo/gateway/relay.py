@@ -19,13 +19,14 @@ from starlette.types import Receive, Scope, Send
 from llambo.cluster.relay import RelayReply, RelayRequest, Relays
 from llambo.core.errors import Cancelled, Diverged, LlamboError
 from llambo.gateway import sse
-from llambo.gateway.errors import Dialect, Failure, failure_of, failure_of_node
+from llambo.gateway.errors import Dialect, Failure, Stopping, failure_of, failure_of_node
 from llambo.gateway.output import EXTENSION, ClientGone, Output
 from llambo.gateway.streams import Stream, Streams
 
 log = logging.getLogger("llambo.gateway")
 
 DEBUG_HEADER = b"x-llambo-debug"
+_PROMPTS = ("messages", "input", "prompt", "query", "content", "input_prefix")
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -74,6 +75,7 @@ class Exchange:
         """Sends the headers of a stream."""
         headers = [(b"content-type", content_type.encode("latin-1")), *sse.HEADERS, *self._told(node)]
         self.is_open = True
+        self.output.begin()
         await self.send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def piece(self, piece: bytes) -> None:
@@ -176,10 +178,14 @@ class Pulse:
         self._timer = self._loop.call_at(due, self._look)
 
 
-async def answer(exchange: Exchange, relays: Relays, request: RelayRequest) -> tuple[bytes, RelayReply]:
+async def answer(
+    exchange: Exchange, relays: Relays, streams: Streams, request: RelayRequest
+) -> tuple[bytes, RelayReply]:
     """A reply that is no stream, whole. Raises: `LlamboError`, `Refused`, `ClientGone`."""
-    async with Leash(exchange.receive), relays.relay(request) as reply:
-        return await _collected(reply), reply
+    leash = Leash(exchange.receive)
+    with streams.answering(leash.pull):
+        async with leash, relays.relay(request) as reply:
+            return await _collected(reply, request), reply
 
 
 async def deliver(
@@ -204,7 +210,7 @@ async def deliver(
         keep = True
         await exchange.end()
     except (ClientGone, LlamboError) as error:
-        keep = not isinstance(error, Diverged | Cancelled)  # another try may do better
+        keep = not isinstance(error, Diverged | Cancelled | Stopping)  # another try may do better
         raise
     finally:
         streams.stopped(stream, keep=keep)
@@ -216,7 +222,7 @@ async def _relay(exchange: Exchange, relays: Relays, stream: Stream) -> None:
         request = replace(request, resume=stream.transcript)
     async with relays.relay(request) as reply:
         if reply.status != 200:
-            await _collected(reply)
+            await _collected(reply, request)
         stream.transcript = reply.transcript
         if not exchange.is_open:
             await exchange.open(reply.content_type, reply.node)
@@ -224,7 +230,7 @@ async def _relay(exchange: Exchange, relays: Relays, stream: Stream) -> None:
             await exchange.output.room()
 
 
-async def _collected(reply: RelayReply) -> bytes:
+async def _collected(reply: RelayReply, request: RelayRequest) -> bytes:
     """The whole body. Raises: `Refused` unless its status is 200."""
     pieces: list[bytes] = []
 
@@ -235,7 +241,8 @@ async def _collected(reply: RelayReply) -> bytes:
     await reply.pour(take)
     body = b"".join(pieces)
     if reply.status != 200:
-        raise Refused(failure_of_node(reply.status, body, reply.node))
+        prompt = next((name for name in _PROMPTS if name in (request.fields or ())), None)
+        raise Refused(failure_of_node(reply.status, body, reply.node, prompt))
     return body
 
 

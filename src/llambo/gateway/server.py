@@ -16,10 +16,11 @@ from uvicorn.config import Config
 
 from llambo.core.sections import Gateway as GatewaySettings
 from llambo.core.tokens import TokenStore
-from llambo.gateway.connection import Connection, Limits, WebSocketConnection
+from llambo.gateway.connection import Connection, Limits
 from llambo.gateway.guard import App, Guard
 from llambo.gateway.listen import BACKLOG, Listener, open_listeners, tls_context
 from llambo.gateway.shared import ClockedState
+from llambo.gateway.websocket_connection import WebSocketConnection
 
 _KEEP_ALIVE_S = 60
 _CLOSE_S = 2.0
@@ -154,7 +155,10 @@ class GatewayServer:
             if self._end_streams():
                 await self._last_words()
             for connection in list(self._state.connections):
-                connection.shutdown()
+                try:
+                    connection.shutdown()
+                except Exception:  # of one of them: the others, and what stops after us, have their turn
+                    _log.exception("a connection could not be told of the end")
                 connection.transport.close()
             await self._all_end(_CLOSE_S)
             for connection in list(self._state.connections):

@@ -6,18 +6,22 @@ Owns the window and the memory. How a stream is delivered is `relay`'s business.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from llambo.cluster.relay import RelayRequest
 from llambo.cluster.transcript import Transcript
 from llambo.core.errors import Cancelled
-from llambo.gateway.errors import Conflict, Dialect, Missing
+from llambo.gateway.errors import Conflict, Dialect, Missing, Stopping
 
 ENDED_SHARE = 128
 """Streams that ended well may take this part of the memory: hardly ever does a client lack their last bytes."""
 OVERHEAD_BYTES = 3072
 """What a kept stream takes beside its texts."""
+
+
+Cancel = Callable[[Exception], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +38,7 @@ class Stream:
     dialect: Dialect
     body_bytes: int
     transcript: Transcript | None = None
-    cancel: Callable[[Exception], None] | None = None
+    cancel: Cancel | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -48,6 +52,7 @@ class Streams:
     def __init__(self, window_s: float, memory_bytes: int) -> None:
         self._window_s = window_s
         self._running: dict[str, Stream] = {}
+        self._answering: set[Cancel] = set()
         self._ended = _Shelf(memory_bytes // ENDED_SHARE)
         self._lost = _Shelf(memory_bytes - memory_bytes // ENDED_SHARE)
         self._timer: asyncio.TimerHandle | None = None
@@ -67,7 +72,16 @@ class Streams:
         """What these take."""
         return self._ended.size_bytes + self._lost.size_bytes
 
-    def run(self, stream: Stream, cancel: Callable[[Exception], None]) -> None:
+    @contextmanager
+    def answering(self, cancel: Cancel) -> Iterator[None]:
+        """Inside, a reply that is no stream is on its way; `cancel` ends it with an error."""
+        self._answering.add(cancel)
+        try:
+            yield
+        finally:
+            self._answering.discard(cancel)
+
+    def run(self, stream: Stream, cancel: Cancel) -> None:
         """The stream is being delivered from now on; `cancel` ends that."""
         self._drop(stream.id)
         self._running[stream.id] = stream
@@ -105,10 +119,11 @@ class Streams:
             stream.cancel(Cancelled(f"stream {stream_id} was cancelled"))
 
     def end(self) -> int:
-        """Ends every run, whose client is told that the cluster stops; returns how many there were."""
+        """Ends every run and reply, whose client is told that the cluster stops; returns how many there were."""
         running = [stream.cancel for stream in self._running.values() if stream.cancel is not None]
+        running += self._answering
         for cancel in running:
-            cancel(Cancelled("the cluster was stopped before the answer was whole"))
+            cancel(Stopping("the cluster was stopped before the answer was whole"))
         return len(running)
 
     def clear(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,12 +26,15 @@ from llambo.core.errors import BadRequest, LlamboError, Overloaded
 from llambo.core.fusion import VoteCast
 from llambo.core.types import Done
 from llambo.gateway import messages
+from llambo.gateway.errors import Stopping
 
 if TYPE_CHECKING:
     from llambo.gateway.app import Gateway
 
 MAX_REQUESTS = 256
 """Answers in flight on one connection."""
+MAX_REPLIES = 64
+"""Refusals and pongs that wait for room on one connection; its messages are not read while there are more."""
 MAX_REQUEST_BYTES = 8 * 2**20
 """What their messages may take together."""
 
@@ -49,8 +52,8 @@ def websocket_routes(gateway: Gateway) -> list[BaseRoute]:
     async def infer(websocket: WebSocket) -> None:
         if await _admitted(websocket, _MAY_INFER):
             await websocket.accept()
-            stopping = websocket.scope["state"].get("stopping")
-            await Talk(gateway.door, websocket, gateway.settings.write_timeout, stopping).run()
+            state = websocket.scope["state"]
+            await Talk(gateway.door, websocket, state.get("again"), state.get("stopping")).run()
 
     async def events(websocket: WebSocket) -> None:
         if await _admitted(websocket, _MAY_LOOK):
@@ -97,58 +100,67 @@ class _Answer:
 class Talk:
     """One client of `/v1/ws`, whose handshake is done. Once `stopping` is set nothing new begins.
 
-    A client that takes nothing for `write_timeout_s` loses its answers: each holds a slot.
+    `again` says whether the client may still ask, and counts what it asks; it is called for each infer.
     """
 
     def __init__(
-        self, door: Door, websocket: WebSocket, write_timeout_s: float, stopping: asyncio.Event | None = None
+        self,
+        door: Door,
+        websocket: WebSocket,
+        again: Callable[[], LlamboError | None] | None = None,
+        stopping: asyncio.Event | None = None,
     ) -> None:
         self._door = door
         self._websocket = websocket
-        self._write_timeout_s = write_timeout_s
+        self._again = again or (lambda: None)
         self._stopping = stopping or asyncio.Event()
         self._answers: dict[messages.Id, _Answer] = {}
         self._size_bytes = 0
-        self._main: asyncio.Task[None] | None = None
-        self._is_stuck = False
+        self._replies: asyncio.Queue[str] = asyncio.Queue(MAX_REPLIES)
         self._is_over = False
 
     async def run(self) -> None:
         """Answers until the client is gone; then nothing of it is left."""
-        self._main = asyncio.current_task()
-        goodbye = asyncio.create_task(self._say_goodbye())
+        beside = [asyncio.create_task(self._say_goodbye()), asyncio.create_task(self._reply())]
         try:
             async for text in _received(self._websocket):
-                await self._take(text)
-        except WebSocketDisconnect:
-            pass
-        except asyncio.CancelledError:
-            if not self._is_stuck:
-                raise
+                if (reply := self._taken(text)) is not None:
+                    await self._replies.put(reply)
         finally:
-            goodbye.cancel()
+            for task in beside:
+                task.cancel()
             await self._drop_all()
 
-    async def _take(self, text: str | None) -> None:
+    def _taken(self, text: str | None) -> str | None:
+        """Does what a message says, and returns what is to be said at once."""
         match messages.read(text) if text is not None else _NO_TEXT:
             case messages.Infer() as asked:
-                if (refusal := self._begin(asked)) is not None:
-                    await self._send(refusal)
+                return self._begin(asked)
             case messages.Cancel(key):
                 if (answer := self._answers.get(key)) is not None:  # else it has just ended: that was said
                     answer.cancel()
+                return None
             case messages.Ping():
-                await self._send(messages.PONG)
+                return messages.PONG
             case messages.Bad(key, error):
                 # An error with an id ends that infer, which must not be the one that runs under it.
-                await self._send(messages.error(None if key in self._answers else key, error))
+                return messages.error(None if key in self._answers else key, error)
+
+    async def _reply(self) -> None:
+        """Sends what is said at once. It waits for room as answers do, and messages are read on meanwhile."""
+        while True:
+            reply = await self._replies.get()
+            with suppress(WebSocketDisconnect):  # `run` hears of it, once it is not kept from reading
+                await _say(self._websocket, reply)
 
     def _begin(self, asked: messages.Infer) -> str | None:
         """Starts an answer, or says why not."""
         if asked.id in self._answers:
             return messages.error(None, BadRequest(f"an infer with the id {asked.id!r} is in flight already"))
         if self._stopping.is_set():
-            return messages.error(asked.id, messages.Stopping("the cluster is being stopped"))
+            return messages.error(asked.id, Stopping("the cluster is being stopped"))
+        if (refusal := self._again()) is not None:
+            return messages.error(asked.id, refusal)
         if len(self._answers) >= MAX_REQUESTS:
             return messages.error(asked.id, Overloaded(f"{MAX_REQUESTS} requests of this connection are in flight"))
         if self._size_bytes + asked.size_bytes > MAX_REQUEST_BYTES:
@@ -176,7 +188,7 @@ class Talk:
             last = messages.error(answer.asked.id, LlamboError("the gateway failed; its log says how"))
         answer.is_ending = True
         try:
-            await self._send(last)
+            await _say(self._websocket, last)
         except WebSocketDisconnect:
             return
         # After the message, so that the id is not in flight twice for the client.
@@ -191,22 +203,13 @@ class Talk:
                 if isinstance(event, Done):
                     return messages.done(key, event)
                 if isinstance(event, VoteCast):
-                    await self._send(messages.vote(key, event))
+                    await _say(self._websocket, messages.vote(key, event))
                     continue
                 if answer.first_at is None:
                     answer.first_at = time.perf_counter()
                 answer.tokens += len(event.ids) or 1
-                await self._send(messages.token(key, event, logprobs=request.logprobs))
+                await _say(self._websocket, messages.token(key, event, logprobs=request.logprobs))
         raise LlamboError("the answer broke off")
-
-    async def _send(self, text: str) -> None:
-        """Returns once the client has room for more. Raises: `WebSocketDisconnect`, also when it takes nothing."""
-        try:
-            async with asyncio.timeout(self._write_timeout_s):
-                await _say(self._websocket, text)
-        except TimeoutError:
-            self._give_up()
-            raise WebSocketDisconnect(_POLICY) from None
 
     async def _say_goodbye(self) -> None:
         """Closes at a stop, as soon as nothing is in flight: the daemon waits for it."""
@@ -215,12 +218,6 @@ class Talk:
             await asyncio.wait(tasks)
         with suppress(WebSocketDisconnect):
             await self._websocket.close(GOING_AWAY)
-
-    def _give_up(self) -> None:
-        if not self._is_stuck and self._main is not None:
-            _log.warning("a WebSocket client has left its answers unread for %g s: dropped", self._write_timeout_s)
-            self._is_stuck = True
-            self._main.cancel()
 
     async def _drop_all(self) -> None:
         """Ends what is in flight; nobody is told."""
@@ -235,7 +232,7 @@ _NO_TEXT = messages.Bad(None, BadRequest("messages must be text, each one JSON o
 
 
 async def _say(websocket: WebSocket, text: str) -> None:
-    """Raises: `WebSocketDisconnect`, also where this side has closed."""
+    """Returns once the client has room for more. Raises: `WebSocketDisconnect`, also where this side has closed."""
     if websocket.application_state is not WebSocketState.CONNECTED:
         raise WebSocketDisconnect(GOING_AWAY)
     await websocket.send_text(text)
@@ -265,11 +262,15 @@ async def _listening(control: Control, websocket: WebSocket) -> AsyncIterator[as
     A client too slow loses some, and is told how many: `Control.events` sees to it.
     """
     is_open = asyncio.Event()
+    again = websocket.scope["state"].get("again")
 
     async def tell() -> None:
         async with aclosing(control.events()) as events:
             async for event in events:
                 await is_open.wait()
+                if again is not None and again(counts=False) is not None:
+                    await websocket.close(_POLICY)
+                    return
                 await _say(websocket, messages.happened(event))
         await is_open.wait()
         await websocket.close(GOING_AWAY)
