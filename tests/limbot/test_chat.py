@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -191,6 +192,30 @@ async def test_a_retry_takes_the_place_of_the_answer_once_something_has_come(tmp
         turns = await chat.shelf(Store.turns, 1)
         assert [turn.text for turn in turns if not turn.interrupted][-2:] == ["first", "two"]
         assert "one" not in [turn.text for turn in turns]
+
+
+async def test_what_a_retry_replaced_is_gone_also_when_somebody_leaves_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with chatting(Elsewhere(says("one"), says("two")), tmp_path) as (chat, _):
+        await actions.perform(chat, "first")
+        disk, ask = threading.Event(), chat.ask
+
+        async def ask_with_a_slow_disk(text: str) -> str:
+            answer = await ask(text)
+            chat.shelf._thread.submit(disk.wait)
+            return answer
+
+        monkeypatch.setattr(chat, "ask", ask_with_a_slow_disk)
+        retrying = asyncio.create_task(actions.retry(chat, ""))
+        while not chat.shelf._thread._work_queue.qsize():
+            await asyncio.sleep(0.002)
+        retrying.cancel()
+        await asyncio.gather(retrying, return_exceptions=True)
+        for _ in range(3):  # turns of the loop, in which a cancelled call would be taken back
+            await asyncio.sleep(0)
+        disk.set()
+        assert [turn.text for turn in await chat.shelf(Store.turns, 1)] == ["first", "two"]
 
 
 async def test_a_context_smaller_than_was_told_is_met_by_sending_less(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ async def retry(chat: Chat, _argument: str) -> None:
         await chat.ask(question.text)
     finally:
         if len(chat.conversation.entries) > count:
-            await chat.shelf(Store.remove, [entry.turn for entry in before.entries[count:] if entry.turn])
+            await chat.forget(before.entries[count:])
         else:  # nothing came: what there was stays
             chat.conversation = before
 
@@ -277,7 +277,7 @@ async def undo(chat: Chat, _argument: str) -> None:
         raise NotFound("there is nothing to undo")
     chat.conversation = chat.conversation.undone()
     gone = before[len(chat.conversation.entries) :]
-    await chat.shelf(Store.remove, [entry.turn for entry in gone if entry.turn])
+    await chat.forget(gone)
     await chat.store_state()
     chat.screen.note("the last question and its answer are forgotten")
 

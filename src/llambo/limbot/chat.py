@@ -21,7 +21,7 @@ from llambo.limbot import fusion as votes
 from llambo.limbot import settings
 from llambo.limbot.attachments import Attachment, with_files
 from llambo.limbot.connection import Connection, Served
-from llambo.limbot.conversation import Conversation, budget_for, estimate, most_tokens
+from llambo.limbot.conversation import Conversation, Entry, budget_for, estimate, most_tokens
 from llambo.limbot.journal import Answer, Journal, Settings
 from llambo.limbot.oneshot import Writer
 from llambo.limbot.records import Session, conversation_of
@@ -260,6 +260,12 @@ class Chat:
         return Settings(
             self.model, self.conversation.system, settings.to_dict(self.sampling), votes.to_dict(self.fusion)
         )
+
+    async def forget(self, entries: Sequence[Entry]) -> None:
+        """Takes entries out of the store. On the screen they are gone, so a Ctrl-C comes too late for that."""
+        removing = asyncio.ensure_future(self.shelf(Store.remove, [entry.turn for entry in entries if entry.turn]))
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(removing)
 
     async def store_state(self) -> None:
         """Keeps the settings and what is trimmed."""
