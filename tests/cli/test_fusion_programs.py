@@ -22,8 +22,8 @@ from tests.cli.daemons import cluster, ctl
 from tests.cli.programs import on_a_terminal, run
 
 QUESTION = "What is a node?"
-UNSURE = "something else"
-"""What the model answers with this or that, where it may."""
+UNSURE = "how do I the"
+"""Half a question, which the model answers with this or that, where it may."""
 SHORT = ("--max-tokens", "16")
 GREEDY = ("--temperature", "0", *SHORT)
 VARIED = ("--temperature", "1.9", "--seed", "5", *SHORT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -113,19 +112,6 @@ def test_much_that_happens_before_anybody_asks_is_counted_too() -> None:
     for _ in range(1000):
         metrics.request_ended("bridge", "done", 0.1)
     assert values(metrics)["llambo_requests_total{interface=bridge,outcome=done}"] == 1000
-
-
-def test_a_finished_request_costs_at_most_20_microseconds() -> None:
-    metrics = Metrics(MetricsSnapshot)
-    metrics.render()
-
-    def cost_us() -> float:
-        started = time.thread_time()  # what others do on this machine is not our cost
-        for _ in range(2000):
-            metrics.request_ended("bridge", "done", 1.0, ttft_s=0.1, tokens=50, prompt_tokens=100, cached_tokens=50)
-        return (time.thread_time() - started) / 2000 * 1e6
-
-    assert min(cost_us() for _ in range(5)) <= 20
 
 
 def test_counts_that_cannot_be_are_no_fault() -> None:

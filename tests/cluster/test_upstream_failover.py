@@ -26,7 +26,7 @@ from tests.cluster.llama_server import BUILT_IN, llama_server
 OPTIONS = LoadOptions(ctx=512, slots=2, threads=1)
 QUESTION = "What is Llambo?"
 SCHEMA = '{"type":"object","properties":{"é…😀":{"enum":["né","日本"]},"n":{"type":"integer"}},"required":["é…😀","n"]}'
-GRAMMAR = 'root ::= ("Llambo… " | "é" | "😀 " | "no")+ "."'
+GRAMMAR = 'root ::= ("Llambo… " | "é" | "😀 " | "no"){8,} "."'
 
 
 @dataclass
