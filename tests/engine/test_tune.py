@@ -60,6 +60,15 @@ def test_what_is_slower_in_one_of_the_two_is_never_chosen() -> None:
     assert _winner(_measured(PLAIN, (100, 10)), _measured(BUILT, (96, 30))) is PLAIN
 
 
+def test_what_is_slower_with_all_slots_at_work_is_never_chosen() -> None:
+    plain = Measured(PLAIN, (Sample(100, 10, together_tps=40),))
+    more = replace(PLAIN, threads=4)
+    assert _winner(plain, Measured(more, (Sample(300, 30, together_tps=38),))) is PLAIN
+    assert _winner(plain, Measured(more, (Sample(300, 30, together_tps=40),))) is more
+    judged = tune.judge(plain, Measured(more, (Sample(800, 20, together_tps=20),)))
+    assert (judged.together, judged.worst, judged.score) == (0.5, 0.5, pytest.approx(2))
+
+
 def test_rounds_are_compared_with_the_round_beside_them_so_a_busy_machine_slows_both() -> None:
     plain = _measured(PLAIN, (100, 10), (20, 2), (90, 9))
     built = _measured(BUILT, (150, 15), (30, 3), (135, 13.5))
@@ -198,6 +207,18 @@ def test_numbers_of_threads_are_not_compared_while_others_use_the_machine(tiny_m
         for one in spinners:
             one.kill()
             one.wait()
+
+
+def test_all_slots_are_put_to_work_where_numbers_of_threads_are_compared(tiny_model: Path) -> None:
+    model = gguf.read(tiny_model)
+    base = replace(measure.plain_setting(model, Shape(slots=3, threads=1)), threads=1)
+
+    def samples(rival: Setting) -> tuple[Sample, ...]:
+        race = measure.Race(model.n_vocab, is_small=False)
+        return race.run(base, [rival], until=time.monotonic() + 60).measured.samples
+
+    assert all(one.together_tps > 0 for one in samples(replace(base, threads=2)))
+    assert not any(one.together_tps for one in samples(replace(base, batch=128)))
 
 
 def test_too_little_time_is_told_and_nothing_is_remembered(tiny_model: Path) -> None:

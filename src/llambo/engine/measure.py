@@ -33,6 +33,8 @@ ROUNDS_MOST = 9
 ROUNDS_MEANT = 7
 PREFILL_TOKENS = (16, 256)  # at least and at most in one question
 DECODE_TOKENS = (4, 128)
+TOGETHER_SHARE = 4
+"""With all slots at work each answers with the decode's tokens divided by so much: together they take about as long."""
 SAMPLE_S = (0.03, 0.25)  # what a question's prefill, or its decode, should take
 BUSY_SHARE = 0.25
 """With so much of the processor in use by others, before or meanwhile, numbers of threads are not compared: it would
@@ -88,7 +90,6 @@ def calibrate(
     tell(f"{len(backends)} backends")
     race = Race(model.n_vocab, is_small=shape.is_small, niceness=niceness, at_once=_room(model, shape))
     best = race.run(plain, first, until=_share(deadline, 2 if thorough else 1))
-    prefill, decode = best.prefill, best.decode
     for stage in range(3 if thorough else 0):
         now = best.measured.setting
         what, tries = (
@@ -99,9 +100,15 @@ def calibrate(
         tell(what)
         with contextlib.suppress(NotMeasured):  # what is known by now stands
             found = race.run(now, tries, until=_share(deadline, 3 - stage))
-            if min(prefill * found.prefill, decode * found.decode) >= tune.SLOWER:
-                best, prefill, decode = found, prefill * found.prefill, decode * found.decode
-    return _choice(replace(best, prefill=prefill, decode=decode))
+            found = replace(
+                found,
+                prefill=best.prefill * found.prefill,
+                decode=best.decode * found.decode,
+                together=best.together * found.together,
+            )
+            if found.worst >= tune.SLOWER:
+                best = found
+    return _choice(best)
 
 
 def _room(model: gguf.ModelFile, shape: Shape) -> int:
@@ -225,6 +232,7 @@ class Race:
         """The samples; one of the others that fails in the middle takes no part any more. Raises: `NotMeasured`."""
         samples: dict[Trial, list[Sample]] = {trial: [] for trial in (plain, *(trial for _, trial in others))}
         running = [plain, *(trial for _, trial in others)]
+        together = plain.setting.slots > 1 and any(one.threads != plain.setting.threads for one, _ in others)
         sizes, round_s = (PREFILL_TOKENS[0], DECODE_TOKENS[0]), 0.0
         for number in range(ROUNDS_MOST):
             began = time.monotonic()
@@ -233,7 +241,7 @@ class Race:
             turn = number % len(running)
             for trial in running[turn:] + running[:turn]:
                 try:
-                    samples[trial].append(self._sample(trial, number, sizes))
+                    samples[trial].append(self._sample(trial, number, sizes, together=together))
                 except TrialLate:
                     return samples
                 except TrialFailed as error:
@@ -244,12 +252,12 @@ class Race:
             ended = time.monotonic()
             round_s = ended - began
             if number == 0:
-                left_s = (self._deadline - ended) / (ROUNDS_MEANT - 1) / len(running) / 2
+                left_s = (self._deadline - ended) / (ROUNDS_MEANT - 1) / len(running) / (3 if together else 2)
                 sizes = _sizes(samples[plain][0], min(max(left_s, SAMPLE_S[0]), SAMPLE_S[1]))
                 round_s *= max(sizes[0] / PREFILL_TOKENS[0], sizes[1] / DECODE_TOKENS[0])
         return samples
 
-    def _sample(self, trial: Trial, number: int, sizes: tuple[int, int]) -> Sample:
+    def _sample(self, trial: Trial, number: int, sizes: tuple[int, int], *, together: bool) -> Sample:
         prompt, tokens = sizes
         began = trial.processor_s()
         prefill = self._ask(trial, self._prompt(number + 1, prompt), 1)["timings"]
@@ -261,10 +269,21 @@ class Race:
             float(decode["predicted_per_second"]),
             prompt / (between - began) if between > began else 0.0,
             tokens / (ended - between) if ended > between else 0.0,
+            self._together_tps(trial, number, max(DECODE_TOKENS[0], tokens // TOGETHER_SHARE)) if together else 0.0,
         )
 
+    def _together_tps(self, trial: Trial, number: int, tokens: int) -> float:
+        """Tokens per second of all slots, each of which answers with so many."""
+        prompts = [self._prompt(number + 1 + ROUNDS_MOST * slot, 1) for slot in range(trial.setting.slots)]
+        began = time.monotonic()
+        trial.complete_together(prompts, tokens, timeout_s=self._left_s())
+        return len(prompts) * tokens / (time.monotonic() - began)
+
     def _ask(self, trial: Trial, prompt: list[int], tokens: int) -> dict[str, Any]:
-        return trial.complete(prompt, tokens, timeout_s=max(0.05, self._deadline - time.monotonic()))
+        return trial.complete(prompt, tokens, timeout_s=self._left_s())
+
+    def _left_s(self) -> float:
+        return max(0.05, self._deadline - time.monotonic())
 
     def _prompt(self, number: int, tokens: int) -> list[int]:
         """Token ids that no cache has seen: another stretch of the vocabulary each time."""

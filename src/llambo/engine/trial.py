@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ class Trial:
         return self._post("/completion", body | more, timeout_s)
 
     def complete_together(
-        self, prompts: list[str | list[int]], tokens: int, *, timeout_s: float = START_S, **more: Any
+        self, prompts: Sequence[str | list[int]], tokens: int, *, timeout_s: float = START_S, **more: Any
     ) -> list[dict[str, Any]]:
         """As many completions at the same time as there are prompts. Raises: as `complete`."""
         with ThreadPoolExecutor(len(prompts)) as pool:
