@@ -313,7 +313,12 @@ async def test_who_is_late_has_no_vote(walk_model: Path) -> None:
         assert (late.node, late.text, late.weight, late.error) == ("n2", "", 0, "no answer within 2.5 s")
         assert seen[-1].answered == 2
         assert is_calm(cluster)
-        for node in ("n1", "n3"):
+
+
+async def test_where_all_are_late_the_question_has_timed_out(walk_model: Path) -> None:
+    async with Cluster(settings(timeout="2500ms")) as cluster:
+        await serve(cluster, walk_model, 3)
+        for node in ("n1", "n2", "n3"):
             os.kill(await pid_of(cluster, node), signal.SIGSTOP)
         with pytest.raises(TimedOut, match=r"no answer within 2\.5 s"):
             await collect(cluster, ask("majority-vote", 3))
