@@ -40,8 +40,9 @@ bin=$root/.venv/bin
 run_tests() {
     set_up test
     cd "$root"
-    # Most tests wait for processes that they have started. The tests of a file stay with one worker.
-    [ $# -gt 0 ] || set -- -n logical --maxprocesses 4 --dist loadfile
+    # Most tests wait for processes that they have started. The tests of a file stay with one worker, and one that ends
+    # its worker would end the next one too.
+    [ $# -gt 0 ] || set -- -n logical --maxprocesses 4 --dist loadfile --max-worker-restart 0
     exec "$bin/python" -m pytest "$@"
 }
 

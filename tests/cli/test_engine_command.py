@@ -124,7 +124,7 @@ def test_remove_takes_a_backend_and_what_is_not_there_is_bad_usage() -> None:
 
 
 @pytest.mark.skipif(not os.environ.get("LLAMBO_TEST_BUILD"), reason="minutes of compiling; set LLAMBO_TEST_BUILD")
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(540)
 def test_the_real_engine_is_built_tested_and_measured() -> None:
     assert shutil.which("cmake")
     done = subprocess.run(
