@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Literal
 
 from llambo.core.errors import BadRequest, LlamboError, NotFound
 from llambo.dish.command import FIRST_CLUSTER
@@ -68,7 +69,7 @@ class _CloneHandle(TextHandle):
 
         async def answer() -> AsyncIterator[str]:
             world.asked.append((self.name, prompts[-1]))
-            if world.votes_come_first:
+            if world.votes_come == "first":
                 await voted.wait()
             if world.refusal is not None:
                 raise world.refusal
@@ -78,7 +79,7 @@ class _CloneHandle(TextHandle):
             answered.set()
 
         async def votes() -> AsyncIterator[str]:
-            if not world.votes_come_first:
+            if world.votes_come == "after":
                 await answered.wait()
             for vote in world.votes:
                 yield vote
@@ -135,7 +136,7 @@ class World:
         self.gate = asyncio.Event()
         self.gate.set()
         self.votes: list[str] = []
-        self.votes_come_first = False
+        self.votes_come: Literal["after", "first", "at once"] = "after"  # before it, or as soon as each is asked for
         self.refusal: LlamboError | None = None
         self.events = Broadcast()
         self.sessions = StaticDirectory("sessions")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from typing import Any
 
 import pytest
 
@@ -53,9 +54,10 @@ async def on_terminal(world: World, line: str) -> tuple[int, str]:
     return await interpreter.line(line), screen.getvalue()
 
 
-async def test_a_person_sees_each_vote_and_then_the_answer(world: World) -> None:
+@pytest.mark.parametrize("votes_come", ["first", "at once"])
+async def test_a_person_sees_each_vote_and_then_the_answer(world: World, votes_come: Any) -> None:
     world.votes = list(VOTES)
-    world.votes_come_first = True
+    world.votes_come = votes_come
     status, seen = await on_terminal(world, "fusion majority-vote 2 What?")
     assert (status, seen) == (0, f"{SEEN}\nyou said: What?\n")
 
@@ -68,7 +70,7 @@ async def test_votes_that_come_after_the_answer_stand_below_it(world: World) -> 
 
 async def test_without_a_quorum_the_votes_are_shown_and_the_status_is_6(world: World) -> None:
     world.votes = list(VOTES)
-    world.votes_come_first = True
+    world.votes_come = "first"
     world.refusal = NoQuorum("no quorum: 1 of 2 nodes agree, 2 are needed")
     status, seen = await on_terminal(world, "fusion quorum 2 What?")
     assert (status, seen) == (6, SEEN)
@@ -99,7 +101,7 @@ async def test_an_answer_is_redirected_without_the_votes(world: World) -> None:
 
 async def test_an_interrupted_fusion_leaves_no_session(world: World) -> None:
     world.votes = list(VOTES)
-    world.votes_come_first = True
+    world.votes_come = "first"
     world.gate.clear()
     running = asyncio.create_task(on_terminal(world, "fusion majority-vote 2 What?"))
     await until(lambda: world.asked)

@@ -120,6 +120,35 @@ async def test_a_tally_is_a_line_per_vote_as_it_comes_and_again_from_the_first(
         assert (await client.read_file(f"{path}/history")).decode() == "user\n\t2+2?\nassistant\n\tfour\n"
 
 
+@pytest.mark.parametrize("waiting", [True, False])
+async def test_who_asks_for_votes_before_the_text_gets_them_before_it(
+    world: World, client: AsyncClient, waiting: bool
+) -> None:
+    async def read_in_turn(file: AsyncFile, name: str, order: list[str]) -> None:
+        await file.read()
+        order.append(name)
+
+    fuses(world)
+    for _ in range(8):
+        order: list[str] = []
+        gate = world.cluster.gate = Gate(0)
+        async with session(client) as (ctl, path):
+            await ctl.write("fusion majority-vote 3")
+            await client.write_file(f"{path}/prompt", "2+2?")
+            async with client.open(f"{path}/stream") as stream, client.open(f"{path}/tally") as tally:
+                if not waiting:
+                    gate.set()
+                    while b"state done" not in await client.read_file(f"{path}/status"):
+                        pass
+                reads = [read_in_turn(tally, "votes", order), read_in_turn(stream, "text", order)]
+                both = asyncio.gather(*reads)
+                await asyncio.sleep(0)
+                await client.stat("/")  # both reads are there
+                gate.set()
+                await both
+                assert order == ["votes", "text"]
+
+
 async def test_votes_that_come_after_the_text_are_in_the_tally_too(world: World, client: AsyncClient) -> None:
     world.cluster.pieces = ["fo", "ur", *CASTS]
     gate = world.cluster.gate = Gate(3)

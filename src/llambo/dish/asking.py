@@ -147,6 +147,7 @@ class _Voting:
         """Shows both. Raises: what the answer ends in, once every vote is shown."""
         self._counting = asyncio.create_task(self._count())
         try:
+            await asyncio.sleep(0)  # its first step asks for votes: what is asked for first comes first
             error: LlamboError | None = None
             try:
                 await _show(self._next_piece, self._out)

@@ -98,7 +98,8 @@ class Answer:
         self.done: Done | None = None
         self._has_agreed = False
         self._readers: set[_Reader] = set()
-        self._waiters: set[asyncio.Future[None]] = set()
+        # In their order: who asked for the votes before the text gets them before it.
+        self._waiters: dict[asyncio.Future[None], None] = {}
         self._ended = ended
         self.task = asyncio.get_running_loop().create_task(self._generate(door))
         self.task.add_done_callback(lambda _: self._settle("cancelled"))  # one cancelled at once never runs
@@ -154,7 +155,7 @@ class Answer:
     async def changed(self, timeout_s: float) -> None:
         """Returns when there is more, or the end. Raises: `TimedOut`."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         try:
             if not timeout_s:
                 await waiter
@@ -164,7 +165,7 @@ class Answer:
         except TimeoutError:
             raise TimedOut(f"nothing came within {timeout_s:g} s; the answer goes on, read again") from None
         finally:
-            self._waiters.discard(waiter)
+            del self._waiters[waiter]
 
     async def _generate(self, door: Door) -> None:
         try:
