@@ -108,6 +108,31 @@ int main(int, char ** words) {
     printf("%d %g\\n", done, std::fabs(found - expected) / size);
 }
 """
+# The worst error of the product of F16 weights with one token, as above, or "declined".
+_CHECK_GEMV = """
+typedef uint16_t ggml_fp16_t;
+#include "f16_gemv_avx512.h"
+int main(int, char ** words) {
+    const int64_t m = atoi(words[1]), n = atoi(words[2]), k = atoi(words[3]), threads = atoi(words[4]), lda = k + 3;
+    std::vector<ggml_fp16_t> A(m * lda);
+    std::vector<float> B(k), C(m + 1, NAN);
+    for (auto & a : A) a = (10 << 10) + rand() % 4096;
+    for (auto & b : B) b = rand() % 2001 / 1000.0f - 1;
+    for (int64_t t = 0; t < threads; ++t)
+        if (!llambo_f16(m, n, k, A.data(), lda, B.data(), C.data(), t, threads)) return puts("declined"), 0;
+    double worst = std::isnan(C[m]) ? 0 : INFINITY;
+    for (int64_t i = 0; i < m; ++i) {
+        double sum = 0, size = 0;
+        for (int64_t l = 0; l < k; ++l) {
+            const double part = double(half(A[i * lda + l])) * B[l];
+            sum += part, size += std::fabs(part);
+        }
+        const double error = std::fabs(C[i] - sum) / size;
+        if (!(error <= worst)) worst = error;
+    }
+    printf("%g\\n", worst);
+}
+"""
 # The numbers that each function says it has done, and the worst error of these; the others must be as they were.
 _CHECK_REST = """
 typedef uint16_t ggml_fp16_t;
@@ -164,6 +189,12 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that checks F16 weights with one token, compiled for AVX-512."""
+    return _compile(tmp_path_factory.mktemp("gemv"), _CHECK_GEMV, _FLAGS)
+
+
+@pytest.fixture(scope="session")
 def rest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program that checks short vectors, compiled for AVX-512."""
     return _compile(tmp_path_factory.mktemp("rest"), _CHECK_REST, _FLAGS)
@@ -188,6 +219,7 @@ def test_a_source_that_looks_as_known_is_changed_and_the_changes_are_told(tmp_pa
     assert backend_patches.apply(tmp_path) == (
         "the AMX unit's configuration is kept from the optimiser",
         "Q8_0 weights are multiplied with AVX-512",
+        "short rows of F16 weights are multiplied side by side",
         "Q8_0 weights are fetched ahead",
         "short F16 vectors are computed with AVX-512",
     )
@@ -197,6 +229,9 @@ def test_a_source_that_looks_as_known_is_changed_and_the_changes_are_told(tmp_pa
     assert text.index("llambo_q8_0(") < text.index("n < 2")
     assert f'#include "{backend_patches.GEMM.name}"' in text
     assert matmul.with_name(backend_patches.GEMM.name).read_bytes() == backend_patches.GEMM.read_bytes()
+    assert text.index("llambo_q8_0(") < text.index("llambo_f16(") < text.index("n < 2")
+    assert f'#include "{backend_patches.GEMV.name}"' in text
+    assert matmul.with_name(backend_patches.GEMV.name).read_bytes() == backend_patches.GEMV.read_bytes()
     text = dot.read_text()
     assert text.index('#include "q8_0_dot.h"') < text.index("void ggml_vec_dot") < text.index("llambo_q8_0_dot(")
     assert text.index("llambo_q8_0_dot(") < text.index("// Main loop")
@@ -246,8 +281,27 @@ def test_a_few_tokens_and_one_of_very_long_rows_are_left_to_llama_cpp(check: Pat
 
 
 @needs_compiler
-def test_without_avx_512_it_compiles_and_declines(tmp_path: Path) -> None:
-    assert _run(_compile(tmp_path, _CHECK_GEMM, ()), 64, 64, 8, 1) == "declined"
+@pytest.mark.parametrize("code", [_CHECK_GEMM, _CHECK_GEMV])
+def test_without_avx_512_it_compiles_and_declines(tmp_path: Path, code: str) -> None:
+    assert _run(_compile(tmp_path, code, ()), 64, 1, 16, 1) == "declined"
+
+
+@needs_compiler
+@needs_vnni
+@pytest.mark.parametrize(
+    ("rows", "numbers", "threads"), [(8, 16, 1), (512, 128, 2), (17, 384, 3), (1, 32, 4), (7, 48, 1), (100, 80, 5)]
+)
+def test_short_rows_of_f16_side_by_side_are_the_same_product(gemv: Path, rows: int, numbers: int, threads: int) -> None:
+    assert float(_run(gemv, rows, 1, numbers, threads)) < 1e-6
+
+
+@needs_compiler
+@needs_vnni
+@pytest.mark.parametrize(("tokens", "numbers"), [(2, 64), (1, 400), (1, 40)])
+def test_long_rows_several_tokens_and_odd_lengths_of_f16_are_left_to_llama_cpp(
+    gemv: Path, tokens: int, numbers: int
+) -> None:
+    assert _run(gemv, 64, tokens, numbers, 1) == "declined"
 
 
 @needs_compiler

@@ -28,6 +28,15 @@ _GEMM_OURS = """\
 
 """
 
+GEMV = _KERNELS / "f16_gemv_avx512.h"
+"""Products of short rows of F16 weights with one token."""
+_GEMV_OURS = """\
+    if (Atype == GGML_TYPE_F16 && Btype == GGML_TYPE_F32 && Ctype == GGML_TYPE_F32 &&
+        llambo_f16(m, n, k, (const ggml_fp16_t *)A, lda, (const float *)B, (float *)C, params->ith, params->nth))
+        return true;
+
+"""
+
 DOT = _KERNELS / "q8_0_dot.h"
 """The product of one row with one token where that routine is not asked: without AVX-512, and for chosen experts."""
 _DOT_SOURCE = Path("src/ggml-cpu/arch/x86/quants.c")
@@ -68,6 +77,7 @@ def apply(ggml: Path) -> tuple[str, ...]:
     changes = {
         "the AMX unit's configuration is kept from the optimiser": _keep_tile_configuration,
         "Q8_0 weights are multiplied with AVX-512": _add_gemm,
+        "short rows of F16 weights are multiplied side by side": _add_gemv,
         "Q8_0 weights are fetched ahead": _add_dot,
         "short F16 vectors are computed with AVX-512": _add_rest,
     }
@@ -83,6 +93,12 @@ def _add_gemm(ggml: Path) -> bool:
     """Has our routine asked first, for Q8_0; it declines what is not for it, and where there is no AVX-512."""
     include = f'{_GEMM_INCLUDE}#include "{GEMM.name}"\n'
     return _add(GEMM, ggml / _GEMM_SOURCE, {_GEMM_INCLUDE: include, _GEMM_CALL: _GEMM_OURS + _GEMM_CALL})
+
+
+def _add_gemv(ggml: Path) -> bool:
+    """Has our routine asked for F16 with one token; it declines what is not for it, and where there is no AVX-512."""
+    include = f'{_GEMM_INCLUDE}#include "{GEMV.name}"\n'
+    return _add(GEMV, ggml / _GEMM_SOURCE, {_GEMM_INCLUDE: include, _GEMM_CALL: _GEMV_OURS + _GEMM_CALL})
 
 
 def _add_dot(ggml: Path) -> bool:
