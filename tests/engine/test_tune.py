@@ -115,10 +115,10 @@ def test_many_small_nodes_prefer_less_private_memory() -> None:
     assert _winner(plain, greedy, is_small=False) is BUILT
 
 
-def test_small_models_try_one_thread_first() -> None:
-    assert tune.thread_counts(4, is_small_model=True) == (1, 4)
-    assert tune.thread_counts(1, is_small_model=True) == (1,)
-    assert tune.thread_counts(8, is_small_model=False) == (8, 4)
+def test_all_threads_and_half_of_them_are_tried() -> None:
+    assert tune.thread_counts(8) == (8, 4)
+    assert tune.thread_counts(2) == (2, 1)
+    assert tune.thread_counts(1) == (1,)
 
 
 @pytest.mark.parametrize(
@@ -127,13 +127,6 @@ def test_small_models_try_one_thread_first() -> None:
 def test_nodes_together_have_no_more_threads_than_there_are_cores(wanted: int, nodes: int, threads: int) -> None:
     assert share_of_threads(wanted, nodes=nodes, cores=8) == threads
     assert nodes == 1 or nodes > 8 or nodes * threads <= 8
-
-
-def test_every_backend_is_tried_with_every_number_of_threads() -> None:
-    plain = Setting("m.gguf", threads=1)
-    found = {(one.backend, one.threads) for one in tune.rivals(plain, ["/a", "/b"], (1, 4))}
-    assert found - {("", 1)} == {("", 4), ("/a", 1), ("/a", 4), ("/b", 1), ("/b", 4)}
-    assert {(one.backend, one.threads) for one in tune.rivals(plain, ["/a"], ())} == {("/a", 1)}
 
 
 @pytest.mark.parametrize(
@@ -178,13 +171,22 @@ def test_the_policy_is_what_the_configuration_says() -> None:
 @needs_compiler
 def test_a_calibration_measures_within_its_time_and_is_remembered(tiny_model: Path) -> None:
     put_backend(paths.home(), SAME_AS_WHEEL, trusted=True)
-    engines, shape = Engines(paths.home()), Shape(slots=2, threads=2)
+    engines, shape = Engines(paths.home()), Shape(slots=2, threads=1)
     assert engines.lacks_choice(tiny_model, shape)
     choice = calibrate.calibrate_and_remember(engines, tiny_model, shape, limit_s=30.0)
     assert choice.rounds >= measure.ROUNDS_LEAST
     assert choice.prefill_tps > 0 and choice.decode_tps > 0 and choice.private_bytes > 0
     assert not engines.lacks_choice(tiny_model, shape)
     assert engines.choices().find(choices.fingerprint(tiny_model), shape) == choice
+
+
+def test_a_small_model_has_the_threads_that_were_asked_for_however_long_it_is_measured(tiny_model: Path) -> None:
+    told: list[str] = []
+    choice = measure.calibrate(
+        tiny_model, Shape(slots=1, threads=2), [], limit_s=15.0, thorough=True, progress=told.append
+    )
+    assert choice.threads == 2
+    assert told == ["0 backends", "flash attention", "batches"]
 
 
 @needs_compiler
@@ -197,7 +199,7 @@ def test_a_backend_that_crashes_while_it_is_measured_is_not_chosen(tiny_model: P
 
 def test_numbers_of_threads_are_not_compared_while_others_use_the_machine(tiny_model: Path) -> None:
     model = gguf.read(tiny_model)
-    base = replace(measure.plain_setting(model, Shape(slots=1, threads=2)), threads=1)
+    base = measure.plain_setting(model, Shape(slots=1, threads=1))
     rival = replace(base, threads=16)  # so many that a race shows it, and a flag tells which comes out
     spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in allowed_cores()]
     try:
@@ -211,7 +213,7 @@ def test_numbers_of_threads_are_not_compared_while_others_use_the_machine(tiny_m
 
 def test_all_slots_are_put_to_work_where_numbers_of_threads_are_compared(tiny_model: Path) -> None:
     model = gguf.read(tiny_model)
-    base = replace(measure.plain_setting(model, Shape(slots=3, threads=1)), threads=1)
+    base = measure.plain_setting(model, Shape(slots=3, threads=1))
 
     def samples(rival: Setting) -> tuple[Sample, ...]:
         race = measure.Race(model.n_vocab, is_small=False)
@@ -316,7 +318,7 @@ def test_no_more_engines_are_measured_than_there_is_memory_for(
 
     monkeypatch.setattr(measure, "Trial", Counted)
     base = measure.plain_setting(model, shape)
-    rivals = [replace(base, threads=2), replace(base, batch=64), replace(base, batch=256)]
+    rivals = [replace(base, threads=1), replace(base, batch=64), replace(base, batch=256)]
     race = measure.Race(model.n_vocab, is_small=False, at_once=2)
     assert race.run(base, rivals, until=time.monotonic() + 30).measured.setting in {base, *rivals}
     assert open_at_once == [1, 2, 3, 1, 2]

@@ -29,10 +29,10 @@ QUICK_S = 5.0
 """What a calibration in the background takes at most."""
 THOROUGH_S = 60.0
 ROUNDS_LEAST = 3
-ROUNDS_MOST = 9
+ROUNDS_MOST = 21
 ROUNDS_MEANT = 7
-PREFILL_TOKENS = (16, 256)  # at least and at most in one question
-DECODE_TOKENS = (4, 128)
+PREFILL_TOKENS = (16, 448)  # at least and at most in one question
+DECODE_TOKENS = (4, 448)
 TOGETHER_SHARE = 4
 """With all slots at work each answers with the decode's tokens divided by so much: together they take about as long."""
 SAMPLE_S = (0.03, 0.25)  # what a question's prefill, or its decode, should take
@@ -52,12 +52,11 @@ class NotMeasured(TrialFailed):
 
 def plain_setting(model: gguf.ModelFile, shape: Shape) -> Setting:
     """How a node opens the model when nothing was measured."""
-    threads = min(llama.threads_for(model.tensor_bytes) or shape.threads, shape.threads)
     return Setting(
         str(model.path),
         ctx=CTX,
         slots=shape.slots,
-        threads=threads,
+        threads=shape.threads,
         batch=memory.batch_tokens(model, ctx=CTX, is_small=shape.is_small),
     )
 
@@ -74,8 +73,8 @@ def calibrate(
 ) -> Choice:
     """Finds the best way to open the model, within about `limit_s` seconds.
 
-    First the backends compete, for a small model with each number of threads; when it is to be `thorough`, then numbers
-    of threads, flash attention and batches.
+    First the backends compete; when it is to be `thorough`, then numbers of threads, flash attention and batches. A
+    small model's number of threads is what the shape says: by default one (`llama.threads_for`), else somebody's wish.
 
     Raises: `NotMeasured`, `BadModel`, `LlamboError`.
     """
@@ -83,10 +82,10 @@ def calibrate(
     deadline = time.monotonic() + limit_s
     model = gguf.read(model_path)
     plain = plain_setting(model, shape)
-    is_small_model = model.tensor_bytes < llama.SINGLE_THREAD_BYTES
-    counts = tune.thread_counts(shape.threads, is_small_model=is_small_model) if busy_share() < BUSY_SHARE else ()
-    # One thread is the rule of thumb for a small model, and a wrong one costs most: its race is about both at once.
-    first = tune.rivals(plain, [str(one.directory) for one in backends], counts if is_small_model else ())
+    first = [replace(plain, backend=str(one.directory)) for one in backends]
+    counts: tuple[int, ...] = ()
+    if thorough and not llama.threads_for(model.tensor_bytes) and busy_share() < BUSY_SHARE:
+        counts = tune.thread_counts(shape.threads)
     tell(f"{len(backends)} backends")
     race = Race(model.n_vocab, is_small=shape.is_small, niceness=niceness, at_once=_room(model, shape))
     best = race.run(plain, first, until=_share(deadline, 2 if thorough else 1))
@@ -97,6 +96,8 @@ def calibrate(
             ("flash attention", [replace(now, flash_attention=one) for one in ("on", "off")]),
             ("batches", [replace(now, batch=n) for n in (64, 128, 256) if n < plain.batch]),
         )[stage]
+        if not tries:
+            continue
         tell(what)
         with contextlib.suppress(NotMeasured):  # what is known by now stands
             found = race.run(now, tries, until=_share(deadline, 3 - stage))

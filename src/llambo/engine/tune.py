@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llambo.engine.trial import Setting
 
@@ -122,18 +122,6 @@ def _memory_price(plain: Measured, other: Measured) -> float:
     return other.private_bytes / plain.private_bytes
 
 
-def rivals(plain: Setting, backends: Sequence[str], counts: Sequence[int]) -> list[Setting]:
-    """Every backend with the plain number of threads, and every backend and the plain wheel with each of `counts`.
-
-    A backend that is quicker leaves less to share out: which of two counts is better may differ between backends.
-    """
-    alike = [replace(plain, backend=one) for one in backends]
-    return [*alike, *(replace(one, threads=count) for one in (plain, *alike) for count in counts)]
-
-
-def thread_counts(most: int, *, is_small_model: bool) -> tuple[int, ...]:
+def thread_counts(most: int) -> tuple[int, ...]:
     """Numbers of threads worth a try, the usual one first; `most` is what the node may have."""
-    if is_small_model:
-        return (1, most) if most > 1 else (1,)
-    halves = {most, max(1, most // 2)}
-    return tuple(sorted(halves, reverse=True))
+    return tuple(sorted({most, max(1, most // 2)}, reverse=True))
