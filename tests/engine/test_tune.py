@@ -183,7 +183,7 @@ def test_a_calibration_measures_within_its_time_and_is_remembered(tiny_model: Pa
 def test_a_small_model_has_the_threads_that_were_asked_for_however_long_it_is_measured(tiny_model: Path) -> None:
     told: list[str] = []
     choice = measure.calibrate(
-        tiny_model, Shape(slots=1, threads=2), [], limit_s=15.0, thorough=True, progress=told.append
+        tiny_model, Shape(slots=1, threads=2), [], limit_s=60.0, thorough=True, progress=told.append
     )
     assert choice.threads == 2
     assert told == ["0 backends", "flash attention", "batches"]
@@ -209,6 +209,21 @@ def test_numbers_of_threads_are_not_compared_while_others_use_the_machine(tiny_m
         for one in spinners:
             one.kill()
             one.wait()
+
+
+def test_rounds_become_shorter_where_the_machine_becomes_slower(tiny_model: Path) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Slower(measure.Race):
+        def _sample(self, trial: Trial, number: int, sizes: tuple[int, int], *, together: bool) -> Sample:
+            asked.append(sizes)
+            rate = 1000.0 if number < 2 else 100.0
+            return Sample(rate, rate)
+
+    base = measure.plain_setting(gguf.read(tiny_model), Shape(slots=1, threads=1))
+    Slower(512, is_small=False).run(base, [], until=time.monotonic() + 60)
+    assert asked[:2] == [(16, 4), (250, 250)]
+    assert asked[3:] == [(25, 25)] * (measure.ROUNDS_MOST - 3)
 
 
 def test_all_slots_are_put_to_work_where_numbers_of_threads_are_compared(tiny_model: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -251,11 +251,13 @@ class Race:
                     samples[trial].clear()
                     running.remove(trial)
             ended = time.monotonic()
-            round_s = ended - began
-            if number == 0:
-                left_s = (self._deadline - ended) / (ROUNDS_MEANT - 1) / len(running) / (3 if together else 2)
-                sizes = _sizes(samples[plain][0], min(max(left_s, SAMPLE_S[0]), SAMPLE_S[1]))
-                round_s *= max(sizes[0] / PREFILL_TOKENS[0], sizes[1] / DECODE_TOKENS[0])
+            questions = max(1, ROUNDS_MEANT - 1 - number) * len(running) * (3 if together else 2)
+            sample_s = min(max((self._deadline - ended) / questions, SAMPLE_S[0]), SAMPLE_S[1])
+            meant = _sizes(samples[plain], sample_s)
+            if number:  # smaller where the machine has become slower, and never larger: ever fewer rounds would fit
+                meant = (min(meant[0], sizes[0]), min(meant[1], sizes[1]))
+            round_s = (ended - began) * max(meant[0] / sizes[0], meant[1] / sizes[1])
+            sizes = meant
         return samples
 
     def _sample(self, trial: Trial, number: int, sizes: tuple[int, int], *, together: bool) -> Sample:
@@ -295,9 +297,10 @@ def _name(setting: Setting) -> str:
     return f"the backend {Path(setting.backend).name}" if setting.backend else "the engine inside the wheel"
 
 
-def _sizes(seen: Sample, seconds: float) -> tuple[int, int]:
-    """How many tokens to ask for so that prefill and decode take about so long each."""
-    prefill, decode = round(seen.prefill_tps * seconds), round(seen.decode_tps * seconds)
+def _sizes(seen: Sequence[Sample], seconds: float) -> tuple[int, int]:
+    """How many tokens prefill and decode are asked for, so that each takes about so long at the lowest rates seen."""
+    prefill = round(min(one.prefill_tps for one in seen) * seconds)
+    decode = round(min(one.decode_tps for one in seen) * seconds)
     return (
         min(max(prefill, PREFILL_TOKENS[0]), PREFILL_TOKENS[1]),
         min(max(decode, DECODE_TOKENS[0]), DECODE_TOKENS[1]),
