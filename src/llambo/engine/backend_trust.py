@@ -61,7 +61,7 @@ def answers_of(backend: str, model: Path = BUILT_IN_PATH, *, niceness: int = 0) 
     with Trial(setting, timeout_s=TEST_TIMEOUT_S, niceness=niceness) as trial:
         alone = [trial.complete(one, TOKENS, n_probs=ALTERNATIVES, timeout_s=left_s()) for one in PROMPTS]
         many = list(itertools.islice(itertools.cycle(PROMPTS), SLOTS))
-        together = trial.complete_together([*many], TOKENS, n_probs=ALTERNATIVES, timeout_s=left_s())
+        together = trial.complete_together(many, TOKENS, n_probs=ALTERNATIVES, timeout_s=left_s())
     return [_steps(answer) for answer in (*alone, *together)]
 
 
