@@ -199,22 +199,25 @@ async def test_what_a_retry_replaced_is_gone_also_when_somebody_leaves_at_once(
 ) -> None:
     async with chatting(Elsewhere(says("one"), says("two")), tmp_path) as (chat, _):
         await actions.perform(chat, "first")
-        disk, ask = threading.Event(), chat.ask
+        disk, ask, answered = threading.Event(), chat.ask, asyncio.Event()
 
         async def ask_with_a_slow_disk(text: str) -> str:
             answer = await ask(text)
             chat.shelf._thread.submit(disk.wait)
+            answered.set()
             return answer
 
         monkeypatch.setattr(chat, "ask", ask_with_a_slow_disk)
         retrying = asyncio.create_task(actions.retry(chat, ""))
-        while not chat.shelf._thread._work_queue.qsize():
-            await asyncio.sleep(0.002)
-        retrying.cancel()
-        await asyncio.gather(retrying, return_exceptions=True)
-        for _ in range(3):  # turns of the loop, in which a cancelled call would be taken back
-            await asyncio.sleep(0)
-        disk.set()
+        try:
+            await answered.wait()
+            await asyncio.sleep(0)  # a turn of the loop, in which what the retry replaced is sent behind the disk
+            retrying.cancel()
+            await asyncio.gather(retrying, return_exceptions=True)
+            for _ in range(3):  # turns of the loop, in which a cancelled call would be taken back
+                await asyncio.sleep(0)
+        finally:
+            disk.set()
         assert [turn.text for turn in await chat.shelf(Store.turns, 1)] == ["first", "two"]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from llambo.core.errors import BadRequest, NameInUse, Overloaded
 from llambo.core.types import Message
+from llambo.namespace import answer
 from llambo.ninep.client import AsyncClient
 from tests.namespace.conversations import TEXT, first_read, session
 from tests.namespace.namespace_world import WAIT_S, World, names, served, until
@@ -90,6 +91,44 @@ async def test_after_a_stop_nothing_new_is_asked_and_what_goes_on_may_end(world:
         world.cluster.gate.set()
         assert (await reading).decode() == TEXT
         await finishing
+
+
+async def test_a_stop_waits_for_who_still_reads_an_answer_that_is_whole(world: World, client: AsyncClient) -> None:
+    world.cluster.pieces = ["x" * 10_000] * 10
+    async with session(client) as (_, path):
+        await client.write_file(f"{path}/prompt", "Hello")
+        async with client.open(f"{path}/stream") as stream:
+            text = await stream.read()
+            await until(lambda: world.cluster.closings)
+            finishing = asyncio.create_task(world.namespace.finish(WAIT_S))
+            async with client.open(f"{path}/reply") as reply:
+                assert len(await reply.read_all()) == 100_000
+                assert not finishing.done(), "the stream is not read to its end"
+                text += await stream.read_all()
+            await finishing
+    assert text == b"x" * 100_000
+
+
+@pytest.mark.parametrize("how", ["closed", "given up", "hurried"])
+async def test_a_stop_does_not_wait_for_who_reads_no_more(
+    world: World, client: AsyncClient, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(answer, "UNREAD_S", 0.01 if how == "given up" else WAIT_S * 10)
+    async with session(client) as (_, path):
+        await client.write_file(f"{path}/prompt", "Hello")
+        async with AsyncExitStack() as opened:
+            stream = await opened.enter_async_context(client.open(f"{path}/stream"))
+            assert await stream.read()
+            await until(lambda: world.cluster.closings)
+            finishing = asyncio.create_task(world.namespace.finish(WAIT_S * 10))
+            await asyncio.sleep(0)
+            match how:
+                case "closed":
+                    await opened.aclose()
+                case "hurried":
+                    await world.namespace.finish(0)
+            async with asyncio.timeout(WAIT_S):
+                await finishing
 
 
 async def test_a_stop_cancels_what_takes_too_long(world: World, client: AsyncClient) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from llambo.ninep.streams import StreamHandle
 State = Literal["waiting", "streaming", "done", "failed", "cancelled"]
 Note = Callable[[LlamboError], None]
 
+UNREAD_S = 5.0
+"""So long a stop waits for the next read of an answer that is whole and was not read to its end."""
+
 _log = logging.getLogger("llambo.namespace")
 
 
@@ -35,11 +39,12 @@ class LastFusion:
 
 
 class Answers:
-    """The answers of a namespace that are being generated; after `request_stop` there are no new ones."""
+    """The answers of a namespace that are being generated or read; after `request_stop` there are no new ones."""
 
     def __init__(self, door: Door) -> None:
         self.door = door
-        self._running: set[Answer] = set()
+        self._open: set[Answer] = set()
+        self._has_read = asyncio.Event()
         self._is_stopping = False
         self._fusions: dict[str, LastFusion] = {}
 
@@ -60,11 +65,11 @@ class Answers:
             if ended is not None:
                 ended(answer)
 
-        answer = Answer(self.door, request, note)
+        answer = Answer(self.door, request, note, self._changed)
         if last is not None:
             last.asked = answer
-        self._running.add(answer)
-        answer.task.add_done_callback(lambda _: self._running.discard(answer))
+        self._open.add(answer)
+        answer.task.add_done_callback(lambda _: self._changed(answer))
         return answer
 
     def last_fusion(self, owner: str) -> LastFusion:
@@ -76,20 +81,52 @@ class Answers:
         self._is_stopping = True
 
     async def finish(self, timeout_s: float) -> None:
-        """Lets what is being generated end for so long, then cancels the rest; returns when all is over."""
+        """Lets what is being generated end, and be read to its end, for so long; returns when all is over.
+
+        The rest is cancelled. Of an answer that is whole only the next read is waited for, for `UNREAD_S` at most.
+        """
         self.request_stop()
-        if tasks := {answer.task for answer in self._running}:
+        until = time.monotonic() + timeout_s
+        if tasks := {answer.task for answer in self._open if not answer.task.done()}:
             _, late = await asyncio.wait(tasks, timeout=timeout_s)
             for task in late:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
+        await self._until_read(until)
+        self._open.clear()
+        self._has_read.set()  # whoever waits in another call of this waits no longer
+
+    async def _until_read(self, until: float) -> None:
+        while any(answer.is_unread for answer in self._open):
+            self._has_read.clear()
+            try:
+                async with asyncio.timeout(min(UNREAD_S, until - time.monotonic())):
+                    await self._has_read.wait()
+            except TimeoutError:
+                return
+
+    def _changed(self, answer: Answer) -> None:
+        if answer.task.done() and not answer.is_unread:
+            self._open.discard(answer)
+        else:
+            self._open.add(answer)
+        self._has_read.set()
 
 
 class Answer:
-    """One generation. `pieces` are its texts so far, `casts` the votes of nodes that are to agree on it."""
+    """One generation. `pieces` are its texts so far, `casts` the votes of nodes that are to agree on it.
 
-    def __init__(self, door: Door, request: GenerateRequest, ended: Callable[[Answer], None]) -> None:
+    `ended` is told once, when it is over; `read` of every read from then on, and of readers that come and leave.
+    """
+
+    def __init__(
+        self,
+        door: Door,
+        request: GenerateRequest,
+        ended: Callable[[Answer], None],
+        read: Callable[[Answer], None],
+    ) -> None:
         self.request = request
         self.pieces: list[str] = []
         self.casts: list[VoteCast] = []
@@ -101,6 +138,7 @@ class Answer:
         # In their order: who asked for the votes before the text gets them before it.
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._ended = ended
+        self._read = read
         self.task = asyncio.get_running_loop().create_task(self._generate(door))
         self.task.add_done_callback(lambda _: self._settle("cancelled"))  # one cancelled at once never runs
 
@@ -113,6 +151,11 @@ class Answer:
     def text(self) -> str:
         """What was generated so far."""
         return "".join(self.pieces)
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether an open file has not read it to its end."""
+        return any(not reader.is_at_end for reader in self._readers)
 
     def cancel(self) -> None:
         """Ends the generation; the slot is free a moment later, when `task` is done."""
@@ -145,12 +188,19 @@ class Answer:
     def join(self, reader: _Reader) -> None:
         """One more reads it."""
         self._readers.add(reader)
+        self.was_read()
 
     def leave(self, reader: _Reader) -> None:
         """A reader has had enough; with the last one the generation ends."""
         self._readers.discard(reader)
         if not self._readers and self.is_running:
             self.cancel()
+        self.was_read()
+
+    def was_read(self) -> None:
+        """A reader has read on, has come or has left."""
+        if not self.is_running:
+            self._read(self)
 
     async def changed(self, timeout_s: float) -> None:
         """Returns when there is more, or the end. Raises: `TimedOut`."""
@@ -214,9 +264,19 @@ class _Reader:
         self._timeout_s = timeout_s
         self._waits_for_all = waits_for_all
         self._next = 0
+        self.is_at_end = False
         answer.join(self)
 
     async def next_piece(self) -> bytes:
+        piece = b""
+        try:
+            piece = await self._piece()
+        finally:
+            self.is_at_end = not piece and not self._answer.is_running
+            self._answer.was_read()
+        return piece
+
+    async def _piece(self) -> bytes:
         answer = self._answer
         try:
             while answer.is_running and (self._waits_for_all or self._next == len(answer.pieces)):
