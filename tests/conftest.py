@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,24 @@ from bench import make_model
 # A runner in the background, or under nohup, ignores these, and so would every program that the tests start and signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+_END_OF_A_FAILED_TEST_S = 180
+"""What a test that failed may take to clean up: its fixtures, and whatever waits for its threads."""
+_stderr = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the real standard error: here it is captured already."""
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        config.stash[_stderr] = os.dup(sys.stderr.fileno())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    """Ends a test that failed and then hangs. pytest ends both of its own watches over a test as soon as it fails."""
+    if isinstance(node, pytest.Item):  # its end ends this watch too
+        faulthandler.dump_traceback_later(_END_OF_A_FAILED_TEST_S, file=node.config.stash[_stderr], exit=True)
 
 
 @pytest.fixture(autouse=True)

@@ -168,6 +168,14 @@ def test_the_policy_is_what_the_configuration_says() -> None:
     assert policy == EnginePolicy("wheel", calibrate=False, share_cores=False, wait="passive", numa="distribute")
 
 
+@pytest.fixture
+def small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that ask what is measured and not how exactly: questions of a few tokens, few times."""
+    monkeypatch.setattr(measure, "PREFILL_TOKENS", (16, 16))
+    monkeypatch.setattr(measure, "DECODE_TOKENS", (4, 4))
+    monkeypatch.setattr(measure, "ROUNDS_MOST", 2 * measure.ROUNDS_LEAST)
+
+
 @needs_compiler
 def test_a_calibration_measures_within_its_time_and_is_remembered(tiny_model: Path) -> None:
     put_backend(paths.home(), SAME_AS_WHEEL, trusted=True)
@@ -180,6 +188,7 @@ def test_a_calibration_measures_within_its_time_and_is_remembered(tiny_model: Pa
     assert engines.choices().find(choices.fingerprint(tiny_model), shape) == choice
 
 
+@pytest.mark.usefixtures("small_rounds")
 def test_a_small_model_has_the_threads_that_were_asked_for_however_long_it_is_measured(tiny_model: Path) -> None:
     told: list[str] = []
     choice = measure.calibrate(
@@ -190,6 +199,7 @@ def test_a_small_model_has_the_threads_that_were_asked_for_however_long_it_is_me
 
 
 @needs_compiler
+@pytest.mark.usefixtures("small_rounds")
 def test_a_backend_that_crashes_while_it_is_measured_is_not_chosen(tiny_model: Path) -> None:
     directory = put_backend(paths.home(), CRASHES_WHEN_USED, trusted=True)
     (built,) = Engines(paths.home()).built()
@@ -197,14 +207,27 @@ def test_a_backend_that_crashes_while_it_is_measured_is_not_chosen(tiny_model: P
     assert choice.backend != directory.name
 
 
-def test_numbers_of_threads_are_not_compared_while_others_use_the_machine(tiny_model: Path) -> None:
+def test_numbers_of_threads_are_not_compared_while_others_use_the_machine(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = gguf.read(tiny_model)
     base = measure.plain_setting(model, Shape(slots=1, threads=1))
-    rival = replace(base, threads=16)  # so many that a race shows it, and a flag tells which comes out
+    rival = replace(base, threads=2)
+
+    class SlowWithTwo(measure.Race):
+        """Small questions, of which two threads are told to take ten times as long: they lose where it is asked."""
+
+        def _sample(self, trial: Trial, number: int, sizes: tuple[int, int], *, together: bool) -> Sample:
+            super()._sample(trial, number, (16, 4), together=together)
+            rate = 100.0 if trial.setting == rival else 1000.0
+            return Sample(rate, rate)
+
     spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in allowed_cores()]
     try:
-        race = measure.Race(model.n_vocab, is_small=False)
+        race = SlowWithTwo(model.n_vocab, is_small=False)
         assert race.run(rival, [base], until=time.monotonic() + 60).measured.setting == rival
+        monkeypatch.setattr(measure, "BUSY_SHARE", 2.0)
+        assert race.run(rival, [base], until=time.monotonic() + 60).measured.setting == base
     finally:
         for one in spinners:
             one.kill()
@@ -226,6 +249,7 @@ def test_rounds_become_shorter_where_the_machine_becomes_slower(tiny_model: Path
     assert asked[3:] == [(25, 25)] * (measure.ROUNDS_MOST - 3)
 
 
+@pytest.mark.usefixtures("small_rounds")
 def test_all_slots_are_put_to_work_where_numbers_of_threads_are_compared(tiny_model: Path) -> None:
     model = gguf.read(tiny_model)
     base = measure.plain_setting(model, Shape(slots=3, threads=1))
@@ -309,6 +333,7 @@ def test_a_choice_is_made_anew_when_there_is_another_backend_to_compare(tiny_mod
     assert engines.lacks_choice(tiny_model, shape), "the new one was not there"
 
 
+@pytest.mark.usefixtures("small_rounds")
 def test_no_more_engines_are_measured_than_there_is_memory_for(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
