@@ -104,7 +104,7 @@ async def test_a_slow_reader_slows_only_itself(path: Path) -> None:
 @pytest.mark.parametrize("is_binary", [False, True])
 async def test_a_reader_that_is_slow_and_never_stands_still_is_not_dropped(path: Path, is_binary: bool) -> None:
     loop = asyncio.get_running_loop()
-    async with running_bridge(path, settings=BridgeSettings(write_buffer_bytes=1 << 16, write_timeout_s=0.4)) as bridge:
+    async with running_bridge(path, settings=BridgeSettings(write_buffer_bytes=1 << 16, write_timeout_s=1)) as bridge:
         client = await bridge.client()
         if is_binary:
             await client.hello()

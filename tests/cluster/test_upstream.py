@@ -331,11 +331,11 @@ async def test_a_server_that_goes_away_in_the_middle_is_lost(walk_model: Path) -
 async def test_a_reader_that_takes_its_time_is_no_stall_of_the_node(walk_model: Path) -> None:
     async with (
         llama_server(walk_model) as server,
-        opened(server.url, stall_s=0.3) as client,
+        opened(server.url, stall_s=1.5) as client,
         aclosing(client.stream(Attempt("hello", sampling=GREEDY))) as events,
     ):
         await anext(events)
-        await asyncio.sleep(0.8)  # the reader is slow: time is what this test is about
+        await asyncio.sleep(2.5)  # the reader is slow: time is what this test is about
         assert len([event async for event in events]) == 6
 
 

@@ -190,7 +190,7 @@ async def test_a_header_that_never_ends_is_ended(tmp_path: Path) -> None:
             await asyncio.sleep(0.05)
             if reader._buffer:  # type: ignore[attr-defined]
                 break
-        assert 0.4 < asyncio.get_running_loop().time() - began < 2
+        assert 0.4 < asyncio.get_running_loop().time() - began < 4, "each line does not begin it anew"
         assert (await read_reply(reader)).status == 408
         assert await ends(reader) == b""
         writer.close()
@@ -513,7 +513,7 @@ async def test_the_drain_has_an_end(tmp_path: Path) -> None:
 
 async def test_a_second_stop_hurries_the_first(tmp_path: Path) -> None:
     took_s = [await stopped_in_the_middle(tmp_path, 30, 0) for _ in range(3)]
-    assert min(took_s) < 0.45, "the best counts: a busy machine may add to one"
+    assert min(took_s) < 2, "the best counts: a busy machine may add to one"
 
 
 async def test_a_stop_ends_websockets_that_only_watch(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ async def test_a_client_that_reads_slowly_gets_everything(
 ) -> None:
     settings: dict[str, Any] = {} if kind == "tcp" else {"listen": f"unix!{tmp_path}/gateway.sock"}
     got = bytearray()
-    async with serving(cluster, MadeUp([flood()]), write_timeout="500ms", **settings) as served:
+    async with serving(cluster, MadeUp([flood()]), write_timeout="1s", **settings) as served:
         with client(served) as sock:
             await ask(sock, connection="close")
             for _ in range(50):  # too little at a time to make the kernel take more from the gateway
