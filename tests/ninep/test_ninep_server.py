@@ -13,6 +13,7 @@ import pytest
 from ninep_world import WAIT_S, World, dialled, serving
 
 from llambo.core.errors import BadConfig, NameInUse, Refused
+from llambo.ninep import connection
 from llambo.ninep import messages as m
 from llambo.ninep.files import StaticDirectory, TextFile
 from llambo.ninep.requests import Limits
@@ -389,6 +390,32 @@ async def test_closing_the_server_closes_files_and_removes_the_socket(world: Wor
             assert world.log == ["read", "cancelled", "close"]
             assert await wire.is_hung_up()
         assert not path.exists()
+
+
+@pytest.mark.parametrize("reads_on", [True, False])
+async def test_closing_the_server_waits_for_answers_to_be_taken_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads_on: bool
+) -> None:
+    monkeypatch.setattr(connection, "_FLUSH_TIMEOUT_S", WAIT_S if reads_on else 0.01)
+    content = bytes(range(256)) * 4096
+    async with FileServer(lambda *who: StaticDirectory("/", [TextFile("f", lambda: content)])) as server:
+        path = (await server.listen(f"unix!{tmp_path}/s")).removeprefix("unix!")
+        async with dialled(f"unix!{path}") as wire:
+            await wire.hello("f", mode=m.OREAD, msize=m.MAX_MSIZE)
+            wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            wire.send(m.Tread(1, 1, 0, len(content) // 2))
+            async with asyncio.timeout(WAIT_S):
+                while not any(one._is_full for one in server._house.connections):
+                    await asyncio.sleep(0.001)
+                closing = asyncio.create_task(server.close())
+                await asyncio.sleep(0)
+                if not reads_on:
+                    await closing
+                wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
+                if reads_on:
+                    assert await wire.receive() == m.Rread(1, content[: len(content) // 2])
+                    await closing
+                assert server.connection_count == 0
 
 
 async def test_what_cannot_be_listened_on_is_named(world: World, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ Protocol state is `session`'s business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import struct
@@ -28,6 +29,7 @@ from llambo.ninep.session import ServerSession
 from llambo.ninep.tree import AttachCallback, Handle, Peer, Result, walk
 
 _JOIN_BYTES = 64 << 10  # below it one copy is cheaper than a list of pieces
+_FLUSH_TIMEOUT_S = 2.0  # for clients to take their last answers, once the server is to close
 
 _log = logging.getLogger("llambo.ninep")
 
@@ -54,10 +56,18 @@ class House:
         return task
 
     async def close(self) -> None:
-        """Hangs up on everybody; returns once all that was under way has ended."""
+        """Hangs up on everybody once they have taken the answers that were made; returns when all has ended."""
         self.is_closed = True  # a client accepted just now may still come in
         for connection in tuple(self.connections):
+            connection.hang_up()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_TIMEOUT_S):
+                await self._all_end()
+        for connection in tuple(self.connections):
             connection.abort()
+        await self._all_end()
+
+    async def _all_end(self) -> None:
         while self.connections or self.tasks:
             gone = [connection.gone for connection in self.connections]
             await asyncio.wait([*gone, *self.tasks])
@@ -132,8 +142,14 @@ class Connection(asyncio.Protocol):
         self._house.connections.discard(self)
         self.gone.set_result(None)
 
+    def hang_up(self) -> None:
+        """Hangs up once the client has taken what it was answered; what is under way is cancelled at once."""
+        assert self._transport is not None
+        self._transport.close()
+        self._end()
+
     def abort(self) -> None:
-        """Hangs up."""
+        """Hangs up now."""
         assert self._transport is not None
         self._transport.abort()
 
