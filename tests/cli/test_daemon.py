@@ -294,7 +294,10 @@ def test_the_namespace_is_served_over_tcp_to_who_has_a_token(monkeypatch: pytest
             Client.connect(remote)
 
 
-def test_shutdown_lets_an_answer_of_a_session_finish(walk_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_shutdown_lets_an_answer_of_a_session_finish(
+    walk_model: Path, monkeypatch: pytest.MonkeyPatch, is_whole: bool
+) -> None:
     monkeypatch.setenv("LLAMBO_MODELS_DEFAULT", str(walk_model))
     text = b""
     with cluster() as facts, Client.connect(facts["styx"][0]) as client:
@@ -306,6 +309,8 @@ def test_shutdown_lets_an_answer_of_a_session_finish(walk_model: Path, monkeypat
             client.write_file(f"{path}/prompt", "hello")
             with client.open(f"{path}/stream") as stream:
                 text = stream.read()
+                while is_whole and b"done" not in client.read_file(f"{path}/status"):
+                    pass
                 client.write_file("ctl", "shutdown")
                 while piece := stream.read():
                     text += piece
