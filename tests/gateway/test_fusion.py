@@ -153,6 +153,23 @@ async def test_each_vote_reaches_the_client_before_the_next_is_cast_and_a_silent
     assert text.endswith("data: [DONE]\n\n")
 
 
+async def test_a_stream_whose_first_vote_takes_long_is_opened_and_pinged_until_then() -> None:
+    gate = asyncio.Event()
+    async with (
+        made_up(gate.wait, REFUSAL, ping_interval=0.1) as (served, _),
+        served.client.stream("POST", CHAT, json=body(stream=True)) as reply,
+    ):
+        assert not gate.is_set()  # the headers came without a vote
+        text = ""
+        async for piece in reply.aiter_text():
+            text += piece
+            if text.count(": ping") == 2:
+                gate.set()
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "text/event-stream")
+    assert text.count("no_quorum") == 1
+    assert events_of(text)[-1]["error"]["code"] == "no_quorum"
+
+
 # --- failures ---
 
 

@@ -62,7 +62,7 @@ class Fused:
         leash = Leash(self._exchange.receive)
         streams.run(stream, leash.pull)
         try:
-            with Pulse(self._exchange, ping_s):
+            with Pulse(self._exchange, ping_s, opens=True):  # a vote is a whole answer, and takes as long
                 async with leash:
                     await self._pour(with_usage=with_usage)
             await self._exchange.end()

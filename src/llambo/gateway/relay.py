@@ -152,11 +152,16 @@ class Leash:
 
 
 class Pulse:
-    """Pings the client of an open stream each time that nothing was sent for `interval_s` seconds."""
+    """Pings the client of an open stream each time that nothing was sent for `interval_s` seconds.
 
-    def __init__(self, exchange: Exchange, interval_s: float) -> None:
+    With `opens` a stream that is not open by then is opened: what goes wrong later is told in the stream.
+    """
+
+    def __init__(self, exchange: Exchange, interval_s: float, *, opens: bool = False) -> None:
         self._exchange = exchange
         self._interval_s = interval_s
+        self._opens = opens
+        self._opening: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -167,15 +172,24 @@ class Pulse:
     def __exit__(self, *about: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._opening is not None:  # one that has not begun must not follow the end
+            self._opening.cancel()
 
     def _look(self) -> None:
         now, output = self._loop.time(), self._exchange.output
         due = output.last_s + self._interval_s
         if due <= now:
             due = now + self._interval_s
-            if self._exchange.is_open and output.has_room:  # else it would not reach the client either
+            if not self._exchange.is_open:
+                if self._opens and self._opening is None:
+                    self._opening = self._loop.create_task(self._open())
+            elif output.has_room:  # else it would not reach the client either
                 output.write(sse.PING)
         self._timer = self._loop.call_at(due, self._look)
+
+    async def _open(self) -> None:
+        if not self._exchange.is_open:
+            await self._exchange.open("text/event-stream")
 
 
 async def answer(
